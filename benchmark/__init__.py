@@ -1,0 +1,1 @@
+"""Fine-tune vision foundation models for semantic segmentation and rank them."""

@@ -1,0 +1,1 @@
+"""What travels to the Hub with a model; imports nothing of the project outside this folder."""
