@@ -1,0 +1,253 @@
+"""The builder that every dataset shares: pairs of bytes in, validated Arrow rows and a report out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, NoReturn
+
+import datasets
+import multiprocess
+import numpy as np
+from datasets.exceptions import DatasetGenerationError
+
+from data_scripts.archives import Archive, Reader, open_archive
+from data_scripts.errors import DatasetError
+from data_scripts.images import check_image, decode_labels, encode_png, resize_nearest
+from data_scripts.labels import IGNORE, LabelRule
+from data_scripts.survey import Download, Sample, Source, Survey, archive_record, check_counts, require
+
+COMMON_VERSION = "1"  # raise it when a change here changes the rows of every dataset
+REPORT = "report.json"
+
+
+class Pair(NamedTuple):
+    """The stored bytes of an image and of its label map; `str()` of a name tells a user where it lies."""
+
+    image_name: Any
+    image: bytes
+    annotation_name: Any
+    annotation: bytes
+
+
+class SegmentationBuilder(datasets.GeneratorBasedBuilder):
+    """Base of all builders: a subclass names its classes, archives and rule, and says in `list_samples` what pairs up.
+
+    Rows: `image`, the verbatim bytes of the archive's member, and `annotation`, an 8-bit PNG of train ids, 255 ignored.
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    DEFAULT_WRITER_BATCH_SIZE = 16  # rows held in memory; a Cityscapes image has 2.5 MB
+
+    classes: ClassVar[tuple[str, ...]]
+    colors: ClassVar[tuple[tuple[int, int, int], ...]]
+    downloads: ClassVar[tuple[Download, ...]] = ()
+    counts: ClassVar[Mapping[str, int]] = {}
+    rule: ClassVar[LabelRule]
+    mends_label_size: ClassVar[bool] = False
+    missing_hint: ClassVar[str] = ""  # another way out of a missing archive
+
+    def __init__(self, survey: Survey | None, *, cache_dir: str | None, hash: str) -> None:
+        """Without a `survey` it can only read what an earlier build left in the cache under `hash`."""
+        self.survey = survey
+        super().__init__(cache_dir=cache_dir, hash=hash)
+
+    @classmethod
+    def take_survey(cls, source: Source) -> Survey:
+        """Lists the archives' pairs; raises MissingArchive, or DatasetError where they are not the official ones."""
+        with ExitStack() as stack:
+            downloads = cls.choose_downloads(source)
+            paths = require(downloads, source.root, cls.missing_hint)
+            archives = [stack.enter_context(open_archive(path)) for path in paths]
+            samples, left_out = cls.list_samples(archives, source.allow_partial)
+            records = [archive_record(archive) for archive in archives]
+        check_counts(samples, cls.counts, " with ".join(name_range(downloads)), source.allow_partial)
+        return Survey(samples, records, cls.classes, cls.colors, cls.rule, left_out=left_out)
+
+    @classmethod
+    def choose_downloads(cls, source: Source) -> Sequence[Download]:
+        """Which archives are to be opened; all of them, where a dataset knows no better."""
+        return cls.downloads
+
+    @classmethod
+    def list_samples(
+        cls, archives: Sequence[Archive], allow_partial: bool
+    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
+        """(pairs by split, members left out by split) of the opened `downloads`."""
+        raise NotImplementedError
+
+    def read_pairs(self, samples: Sequence[Any]) -> Iterator[Pair]:
+        """The stored bytes of each sample, in order."""
+        with Reader() as reader:
+            for image, annotation in samples:
+                yield Pair(image, reader.read(image), annotation, reader.read(annotation))
+
+    def _info(self) -> datasets.DatasetInfo:
+        column = datasets.Image(decode=False)
+        return datasets.DatasetInfo(features=datasets.Features({"image": column, "annotation": column}))
+
+    def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"split": split, "samples": list(samples)})
+            for split, samples in self.survey.samples.items()
+        ]
+
+    def _generate_examples(self, split: str, samples: Sequence[Any]) -> Iterator[tuple[int, dict]]:
+        tally = Tally(len(self.survey.classes))
+        is_orphan = orphan_check()
+        for row, pair in enumerate(self.read_pairs(samples)):
+            if is_orphan():
+                raise DatasetError("The build's main process ended: start it again.")
+            labels = tally.admit(pair, self.survey.rule, self.mends_label_size)
+            if labels is not None:
+                image = {"bytes": pair.image, "path": member_name(pair.image_name)}
+                annotation = {"bytes": encode_png(labels), "path": member_name(pair.annotation_name)}
+                yield row, {"image": image, "annotation": annotation}
+        tally.save(Path(self._output_dir), split)
+
+    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator:
+        # Unwrapped here, in the worker: a pickled exception loses the cause that says what to mend.
+        try:
+            yield from super()._prepare_split_single(*args, **kwargs)
+        except DatasetGenerationError as error:
+            raise_cause(error)
+
+    def _download_and_prepare(self, dl_manager: object, *args: Any, **kwargs: Any) -> None:
+        # Under HF's lock, in the .incomplete folder that a killed build may have left full of its own.
+        shutil.rmtree(self._output_dir)
+        os.makedirs(self._output_dir)
+        super()._download_and_prepare(dl_manager, *args, **kwargs)
+        self._write_report(Path(self._output_dir))
+
+    def _write_report(self, folder: Path) -> None:
+        survey = self.survey
+        splits = {}
+        for split, samples in survey.samples.items():
+            tally = Tally.merged(folder, split, len(survey.classes))
+            splits[split] = tally.report(len(samples), survey.classes)
+            if splits[split]["images"] == 0:
+                raise DatasetError(f"No {split} image of {self.name} has a usable label map: check the labels' values.")
+        report = {
+            "dataset": self.name,
+            "version": builder_version(type(self)),
+            "digest": survey.digest(builder_version(type(self)), with_times=False),
+            "archives": survey.archives,
+            "left_out": survey.left_out,
+            "classes": list(survey.classes),
+            "colors": [list(color) for color in survey.colors],
+            "splits": splits,
+        }
+        (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+class Tally:
+    """Counts of one split's samples, or of one worker's part of them."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.images = self.one_value = self.unlabelled = self.mended = 0
+        self.pixels = np.zeros(256, dtype=np.int64)  # by train id, IGNORE among them
+        self.num_classes = num_classes
+
+    def admit(self, pair: Pair, rule: LabelRule, mends_label_size: bool) -> np.ndarray | None:
+        """The (H, W) uint8 train ids of a valid pair; None if it is left out; DatasetError if it is broken."""
+        height, width = check_image(pair.image, pair.image_name)
+        raw = decode_labels(pair.annotation, pair.annotation_name, rule.colors)
+        labels, one_value = rule(raw, pair.annotation_name)
+        mend = labels.shape != (height, width)
+        if mend and not mends_label_size:
+            raise DatasetError(
+                f"{pair.annotation_name} is {labels.shape[1]}x{labels.shape[0]} pixels but its image "
+                f"{width}x{height}: make them equal."
+            )
+        if mend:
+            labels = resize_nearest(labels, height, width)
+        pixels = np.bincount(labels.reshape(-1), minlength=256)
+        if one_value or pixels[:IGNORE].sum() == 0:
+            self.one_value += one_value
+            self.unlabelled += not one_value
+            return None
+        self.images += 1
+        self.mended += mend
+        self.pixels += pixels
+        return labels
+
+    def save(self, folder: Path, split: str) -> None:
+        """Leaves the counts beside the rows, for `merged`: a worker has no other way to hand them over."""
+        counts = {**vars(self), "pixels": self.pixels.tolist()}
+        (folder / f"tally-{split}-{uuid.uuid4().hex}.json").write_text(json.dumps(counts), encoding="utf-8")
+
+    @classmethod
+    def merged(cls, folder: Path, split: str, num_classes: int) -> Tally:
+        """The sum of all counts that were saved for `split`, whose files are removed."""
+        total = cls(num_classes)
+        for file in folder.glob(f"tally-{split}-*.json"):
+            for name, value in json.loads(file.read_text(encoding="utf-8")).items():
+                if name != "num_classes":
+                    setattr(total, name, getattr(total, name) + np.asarray(value))
+            file.unlink()
+        return total
+
+    def report(self, listed: int, classes: Sequence[str]) -> dict[str, Any]:
+        """JSON-able: images, dropped, mended, and each class's share of the labelled pixels (0..1)."""
+        pixels = self.pixels[: self.num_classes]
+        labelled = max(int(pixels.sum()), 1)
+        return {
+            "listed": listed,
+            "images": int(self.images),
+            "dropped": {"one_value": int(self.one_value), "unlabelled": int(self.unlabelled)},
+            "mended": int(self.mended),
+            "pixel_share": {name: int(count) / labelled for name, count in zip(classes, pixels, strict=True)},
+            "ignored_share": int(self.pixels[IGNORE]) / max(int(self.pixels.sum()), 1),
+        }
+
+
+def builder_version(builder: type[SegmentationBuilder]) -> str:
+    """Version of a dataset's rows: the shared code's and its own."""
+    return f"{builder.__module__.rpartition('.')[2]}-{builder.VERSION}-{COMMON_VERSION}"
+
+
+def member_name(name: Any) -> str:
+    """The path column of a row: the member's name inside its archive."""
+    return getattr(name, "name", str(name))
+
+
+def raise_cause(error: BaseException) -> NoReturn:
+    """Raises the DatasetError that HF wrapped into `error`, or one on what the disk refused, else `error` itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DatasetError):
+            raise cause
+        if isinstance(cause, OSError):
+            raise DatasetError(disk_sentence(cause)) from error
+        cause = cause.__cause__ or cause.__context__
+    raise error
+
+
+def disk_sentence(error: OSError) -> str:
+    """One sentence on what the disk refused, naming the remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "enough disk space" in str(error):
+        return "No space is left for the datasets cache: free some or let data.cache_dir name a folder on another disk."
+    return f"The dataset cannot be read or built ({error}): check the paths data.root and data.cache_dir."
+
+
+def orphan_check() -> Callable[[], bool]:
+    """A function that says whether this is a worker process whose main process is gone.
+
+    A killed build's workers would otherwise write on into the folder of the build that follows.
+    """
+    if multiprocess.parent_process() is None:
+        return lambda: False
+    parent = os.getppid()
+    return lambda: os.getppid() != parent
+
+
+def name_range(downloads: Sequence[Download]) -> list[str]:
+    """The archives' file names, the middle of a long list left out."""
+    names = [download.file for download in downloads]
+    return names if len(names) <= 4 else [names[0], "...", names[-1]]

@@ -1,0 +1,55 @@
+"""GTA V, "Playing for Data": rendered street scenes with Cityscapes' 19 classes (Richter et al., ECCV 2016)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from data_scripts.archives import Archive, members_under
+from data_scripts.builder import SegmentationBuilder
+from data_scripts.cityscapes import COLORS, LABEL_IDS, NAMES
+from data_scripts.survey import Download, Sample, Source, base_name, keyed, pair
+
+PAGE = "https://download.visinf.tu-darmstadt.de/data/from_games/"
+PARTS = tuple(
+    (Download(f"{part:02}_images.zip", PAGE), Download(f"{part:02}_labels.zip", PAGE)) for part in range(1, 11)
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Builder(SegmentationBuilder):
+    """One split, all for training; a label map of another size than its image is resized to it, nearest."""
+
+    classes = NAMES
+    colors = COLORS
+    downloads = tuple(download for part in PARTS for download in part)
+    counts: ClassVar = {"train": 24966}
+    rule = LABEL_IDS
+    mends_label_size = True
+    missing_hint = ", or set data.allow_partial to train on the pairs that are there"
+
+    @classmethod
+    def choose_downloads(cls, source: Source) -> Sequence[Download]:
+        """All ten pairs; with `allow_partial` those that are there, the others named in a warning."""
+        missing = [download.file for download in cls.downloads if not (Path(source.root) / download.file).exists()]
+        whole = [part for part in PARTS if not any(download.file in missing for download in part)]
+        if not (missing and whole and source.allow_partial):
+            return cls.downloads
+        logger.warning("gta5 goes on without all pairs: %s are not in %s.", ", ".join(missing), source.root)
+        return [download for part in whole for download in part]
+
+    @classmethod
+    def list_samples(
+        cls, archives: Sequence[Archive], allow_partial: bool
+    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
+        samples, left_out = [], 0
+        for photos, labels in zip(archives[::2], archives[1::2], strict=True):
+            images = keyed(members_under(photos, "images/", ".png"), base_name)
+            annotations = keyed(members_under(labels, "labels/", ".png"), base_name)
+            paired, lonely = pair(images, annotations, allow_partial)
+            samples += paired
+            left_out += lonely
+        opened = {Path(archive.path).name for archive in archives}
+        missing = [download.file for download in cls.downloads if download.file not in opened]
+        return {"train": samples}, {"train": left_out, "archives": missing}

@@ -1,0 +1,173 @@
+"""From a dataset's name to Arrow on disk: built once, found again, also where its archives are gone."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_scripts.archives import MissingArchive
+from data_scripts.errors import DatasetError
+from data_scripts.survey import Source
+
+if TYPE_CHECKING:
+    import datasets
+
+    from data_scripts.builder import SegmentationBuilder
+
+DATASETS = ("shapes", "camvid", "ade20k", "pascal_voc", "cityscapes", "gta5", "folder", "hub")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset on disk.
+
+    splits: "train" and/or "validation"; columns `image` (verbatim bytes of the archive's member) and `annotation`
+        (8-bit PNG of train ids, 255 = ignore), both `datasets.Image(decode=False)`: {"bytes", "path"}.
+    classes, colors: official names and 8-bit RGB colours; the index is the train id.
+    fingerprint: {"counts": {split: rows}, "digest": hex digest of the archives' indexes and the builder's version}.
+    report: per split the images, dropped and mended ones and pixel shares; JSON-able.
+    folder: where the Arrow files and report.json lie.
+    """
+
+    name: str
+    splits: dict[str, datasets.Dataset]
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    fingerprint: dict[str, Any]
+    report: dict[str, Any]
+    folder: str
+
+
+def prepare(
+    name: str,
+    *,
+    root: str | os.PathLike,
+    cache_dir: str | os.PathLike | None = None,
+    allow_partial: bool = False,
+    num_proc: int | None = None,
+    custom: Mapping[str, Any] | None = None,
+) -> PreparedDataset:
+    """Builds the dataset `name` from the archives in `root`, or finds it built in `cache_dir` (None: HF's own cache).
+
+    `allow_partial` accepts archives with fewer pairs than the official ones; `custom` holds the keys of
+    `data_scripts.custom.Custom` for folder and hub datasets. Raises DatasetError, in one sentence that says what to do.
+    """
+    builder_class = find_builder(name)
+    from data_scripts.builder import builder_version, disk_sentence
+
+    source = Source(os.path.abspath(os.path.expanduser(root)), allow_partial, dict(custom or {}))
+    cache_dir = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
+    try:
+        try:
+            survey = builder_class.take_survey(source)
+        except MissingArchive as missing:
+            return load(name, recall(builder_class, source, cache_dir, missing))
+        builder = builder_class(survey, cache_dir=cache_dir, hash=survey.digest(builder_version(builder_class), True))
+        builder.download_and_prepare(num_proc=num_proc)
+        remember(builder, source)
+    except OSError as error:
+        raise DatasetError(disk_sentence(error)) from error
+    return load(name, builder)
+
+
+def find_builder(name: str) -> type[SegmentationBuilder]:
+    """The builder of a dataset; DatasetError names the nearest ones where there is none."""
+    if name not in DATASETS:
+        nearest = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.3) or DATASETS
+        raise DatasetError(f"There is no dataset {name!r}: take {' or '.join(nearest)}.")
+    return importlib.import_module(f"data_scripts.{name}").Builder
+
+
+def class_names(name: str, custom: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The classes of a dataset, in the order of train ids, without its archives; `custom` as in `prepare`."""
+    builder_class = find_builder(name)
+    if name not in ("folder", "hub"):
+        return builder_class.classes
+    from data_scripts.custom import parse_custom
+
+    return parse_custom(custom or {}).classes
+
+
+def format_report(dataset: PreparedDataset) -> str:
+    """The report as text for a terminal: what became of the images, and each class's share of the labelled pixels."""
+    splits = dataset.report["splits"]
+    lines = []
+    for split, part in splits.items():
+        dropped = part["dropped"]
+        lines.append(
+            f"{split}: {part['images']:,} of {part['listed']:,} images; dropped {dropped['one_value']:,} of one single "
+            f"value and {dropped['unlabelled']:,} without a labelled pixel; {part['mended']:,} labels resized to their "
+            f"image; {part['ignored_share']:.1%} of the pixels ignored"
+        )
+    lines += [f"left out, {key}: {what}" for key, what in dataset.report["left_out"].items() if what]
+    width = max(map(len, dataset.classes))
+    lines.append(f"{'pixels of a class':{width}}" + "".join(f"  {split:>10}" for split in splits))
+    for name in dataset.classes:
+        lines.append(f"{name:{width}}" + "".join(f"  {part['pixel_share'][name]:10.3%}" for part in splits.values()))
+    return "\n".join(lines)
+
+
+def load(name: str, builder: SegmentationBuilder) -> PreparedDataset:
+    """What a finished build left in the cache; DatasetError where it was damaged since."""
+    from data_scripts.builder import REPORT
+
+    folder = builder.cache_dir
+    try:
+        report = json.loads((Path(folder) / REPORT).read_text(encoding="utf-8"))
+        splits = {split: builder.as_dataset(split=split) for split in report["splits"]}
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder} is damaged ({error}): remove it and run the same command again.") from error
+    return PreparedDataset(
+        name=name,
+        splits=splits,
+        classes=tuple(report["classes"]),
+        colors=tuple(tuple(color) for color in report["colors"]),
+        fingerprint={"counts": {split: len(rows) for split, rows in splits.items()}, "digest": report["digest"]},
+        report=report,
+        folder=folder,
+    )
+
+
+def remember(builder: SegmentationBuilder, source: Source) -> None:
+    """Notes in the cache which build this source led to, for the day its archives are gone."""
+    record = record_path(type(builder), source, builder._cache_dir_root)
+    if record.exists() and record.read_text(encoding="utf-8") == builder.hash:
+        return
+    partial = record.with_suffix(f".{os.getpid()}")
+    partial.write_text(builder.hash, encoding="utf-8")
+    os.replace(partial, record)
+
+
+def recall(
+    builder_class: type[SegmentationBuilder], source: Source, cache_dir: str | None, missing: MissingArchive
+) -> SegmentationBuilder:
+    """The build that this source last led to; raises `missing` where there is none."""
+    import datasets
+
+    record = record_path(builder_class, source, cache_dir or str(datasets.config.HF_DATASETS_CACHE))
+    if not record.exists():
+        raise missing
+    builder = builder_class(None, cache_dir=cache_dir, hash=record.read_text(encoding="utf-8"))
+    if not (Path(builder.cache_dir) / "dataset_info.json").exists():
+        raise missing
+    logger.warning("%s Going on with what was built from it: %s", missing, builder.cache_dir)
+    return builder
+
+
+def record_path(builder_class: type[SegmentationBuilder], source: Source, cache_root: str) -> Path:
+    """Where `remember` notes a source's last build."""
+    from data_scripts.builder import builder_version
+
+    text = json.dumps([builder_version(builder_class), source.root, source.allow_partial, source.custom], default=str)
+    name = builder_class.__module__.rpartition(".")[2]
+    return Path(cache_root) / name / f"last-{hashlib.sha256(text.encode()).hexdigest()[:32]}"

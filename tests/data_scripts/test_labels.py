@@ -1,0 +1,65 @@
+"""Label maps: stored values to train ids, and the nearest resize."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_scripts.errors import DatasetError
+from data_scripts.images import decode_labels, resize_nearest
+from data_scripts.labels import IGNORE, LabelRule
+
+
+def test_resize_equals_torch_s_plain_nearest():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    sizes = [(1, 7), (7, 1), (13, 29), (1052, 1046), (1024, 1052), (37, 37), (600, 719)]
+    for old in sizes:
+        labels = rng.integers(0, 256, old, dtype=np.uint8)
+        for new in sizes:
+            expected = torch.nn.functional.interpolate(torch.from_numpy(labels)[None, None], size=new, mode="nearest")
+            assert np.array_equal(resize_nearest(labels, *new), expected[0, 0].numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_a_rule_maps_every_value(dtype):
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 34, (30, 40)).astype(dtype)
+    rule = LabelRule({7: 0, 33: 1}, others=IGNORE)
+    labels, one_value = rule(raw, "x")
+    expected = np.vectorize(lambda value: {7: 0, 33: 1}.get(value, IGNORE))(raw)
+    assert labels.dtype == np.uint8 and np.array_equal(labels, expected) and not one_value
+    assert rule(np.full((3, 3), 7, dtype), "x")[1]
+
+
+def test_a_rule_without_others_refuses_what_it_does_not_name():
+    with pytest.raises(DatasetError, match=r"a\.png holds the label value 9"):
+        LabelRule({0: 0})(np.array([[0, 9]], dtype=np.uint8), "a.png")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("palette", [False, True])
+def test_png_of_few_bits_keeps_its_numbers(bits, palette):
+    """PIL spreads gray of 2 and 4 bits over 0..255."""
+    import struct
+    import zlib
+
+    values = np.arange(2 ** min(bits, 4), dtype=np.uint8).repeat(8)
+    packed = np.packbits(np.unpackbits(values[:, None], axis=1)[:, 8 - bits :]).tobytes()
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 3 if palette else 0, 0, 0, 0)
+    colors = chunk(b"PLTE", bytes(range(48))) if palette else b""
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colors
+    png += chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    assert np.array_equal(decode_labels(png, "x")[0], values)
+
+
+def test_labels_in_a_jpeg_are_refused():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, format="JPEG")
+    with pytest.raises(DatasetError, match=r"a\.jpg is no readable PNG"):
+        decode_labels(buffer.getvalue(), "a.jpg")
