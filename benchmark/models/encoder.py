@@ -1,0 +1,181 @@
+"""A vision transformer of timm as a segmentation encoder: images of one crop size in, a grid of tokens out."""
+
+import difflib
+from functools import lru_cache
+from typing import NamedTuple
+
+import timm
+import torch
+from timm.layers import (
+    PatchEmbed,
+    RotaryEmbedding,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    RotaryEmbeddingMRope,
+)
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from .errors import ModelError
+
+PLAIN_TRANSFORMERS = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, VisionTransformerSAM)
+ROTARY_EMBEDDINGS = (
+    RotaryEmbedding,
+    RotaryEmbeddingCat,
+    RotaryEmbeddingDinoV3,
+    RotaryEmbeddingMixed,
+    RotaryEmbeddingMRope,
+)
+
+
+class EncoderDefaults(NamedTuple):
+    """What timm knows of a model: mean and std of pixels in [0, 1], pretraining's (height, width) and patch size."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    img_size: tuple[int, int]
+    patch_size: int
+
+
+class Encoder(nn.Module):
+    """
+    timm vision transformer at any crop and patch size, without what a dense model never uses.
+
+    Classifier, pooling and SAM's neck are not there: every parameter takes part in every forward pass. The tokens are
+    those of timm's `forward_features`, so after the final norm where the model has one there, without class and
+    register tokens. Weights are random; `load_encoder_weights` loads others.
+
+    Args:
+        name: timm's name of the model, with or without the tag of its weights.
+        img_size: (height, width) of the crop in pixels, each a multiple of `patch_size`.
+        patch_size: side of a square patch in pixels; need not be the pretraining's.
+        timm_kwargs: passed on to `timm.create_model` (depth, drop_path_rate, ...).
+
+    Raises:
+        ModelError: timm does not know the name, the model is no plain transformer, or patches do not divide the crop.
+    """
+
+    def __init__(self, name: str, img_size: tuple[int, int], patch_size: int, **timm_kwargs):
+        super().__init__()
+        img_size = tuple(img_size)
+        _check_divisible(img_size, patch_size)
+        self.name = name
+        self.patch_size = patch_size
+        self.backbone = _create_backbone(name, img_size, patch_size, **timm_kwargs)
+        self.embed_dim: int = self.backbone.embed_dim
+        self.grid_size: tuple[int, int] = tuple(self.backbone.patch_embed.grid_size)
+        self.num_prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
+        self.frozen = False
+        self._tables_valid = False
+
+    @property
+    def blocks(self) -> nn.Module:
+        """The transformer blocks, in order; iterable, each can be compiled by itself."""
+        return self.backbone.blocks
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, height, width) normalised floats -> tokens (B, grid_h * grid_w, embed_dim), row by row."""
+        if not self._tables_valid:
+            self.init_non_persistent_buffers()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.backbone.forward_features(pixel_values)
+        if tokens.ndim == 4:  # SAM: (B, C, grid_h, grid_w)
+            return tokens.flatten(2).transpose(1, 2)
+        return tokens[:, self.num_prefix_tokens :]
+
+    def freeze(self) -> None:
+        """Take the gradient from every parameter, and keep dropout and statistics in eval mode for good."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """As `nn.Module.train`, but a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+    @torch.compiler.disable
+    @torch.inference_mode(False)
+    def init_non_persistent_buffers(self) -> None:
+        """
+        Rebuild what no checkpoint holds (rotary tables and the like), rotary tables in fp32.
+
+        The forward pass calls it whenever the tables may be stale: `from_pretrained` leaves such buffers uninitialised,
+        and a cast to bf16 would round the angles of far positions.
+        """
+        for module in self.backbone.modules():
+            if isinstance(module, ROTARY_EMBEDDINGS):
+                _allocate_in_fp32(module)
+            if hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+        self._tables_valid = True
+
+    def _apply(self, fn, recurse: bool = True) -> "Encoder":
+        self._tables_valid = False  # every .to(), .bfloat16() or .to_empty() comes through here
+        return super()._apply(fn, recurse)
+
+
+def _allocate_in_fp32(module: nn.Module) -> None:
+    for key in module._non_persistent_buffers_set:
+        buffer = module._buffers[key]
+        if buffer is not None and buffer.is_floating_point():
+            module._buffers[key] = torch.empty_like(buffer, dtype=torch.float32)
+
+
+def encoder_defaults(name: str) -> EncoderDefaults:
+    """What timm knows of the model, without network; raises ModelError where `Encoder` would."""
+    native = _native_model(name)
+    cfg = native.pretrained_cfg
+    patch_size = native.patch_embed.patch_size[0]
+    return EncoderDefaults(tuple(cfg["mean"]), tuple(cfg["std"]), tuple(cfg["input_size"][1:]), patch_size)
+
+
+@lru_cache
+def _native_model(name: str) -> nn.Module:
+    """The model as timm makes it, without memory for its weights."""
+    known = timm.list_models() + timm.list_pretrained()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise ModelError(f"timm knows no encoder {name!r}; did you mean {' or '.join(nearest) or 'another'}?")
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    if not isinstance(model, PLAIN_TRANSFORMERS) or not isinstance(model.patch_embed, PatchEmbed):
+        raise ModelError(
+            f"{name} is not a plain vision transformer with one grid of tokens; "
+            "choose one, such as vit_base_patch14_dinov2."
+        )
+    return model
+
+
+def _create_backbone(name: str, img_size: tuple[int, int], patch_size: int, **timm_kwargs) -> nn.Module:
+    native = _native_model(name)
+    kwargs = {"img_size": img_size, "patch_size": patch_size, "num_classes": 0}
+    if getattr(native, "dynamic_img_size", False):
+        kwargs["dynamic_img_size"] = False  # the crop is fixed: positions are made once, not in every forward
+    if name.startswith("beit3"):
+        kwargs["global_pool"] = "token"  # timm's default, "avg", moves the final norm behind the pooling
+    is_sam = isinstance(native, VisionTransformerSAM)
+    if is_sam:
+        kwargs["window_size"] = _scaled_window(native, img_size, patch_size)
+    backbone = timm.create_model(name, **(kwargs | timm_kwargs))
+    backbone.prune_intermediate_layers(1, prune_norm=is_sam, prune_head=True)
+    return backbone
+
+
+def _scaled_window(native: VisionTransformerSAM, img_size: tuple[int, int], patch_size: int) -> int:
+    """SAM's attention window in tokens: it keeps its share (14 of 64 in pretraining) of the grid's shorter side."""
+    native_window = max(block.window_size for block in native.blocks)
+    return max(1, round(native_window * min(img_size) / patch_size / min(native.patch_embed.grid_size)))
+
+
+def _check_divisible(img_size: tuple[int, int], patch_size: int) -> None:
+    if any(size % patch_size for size in img_size):
+        nearest = [max(1, round(size / patch_size)) * patch_size for size in img_size]
+        raise ModelError(
+            f"A crop of {img_size[0]}x{img_size[1]} does not divide into patches of {patch_size}x{patch_size}; "
+            f"the nearest crop that does is {nearest[0]}x{nearest[1]}."
+        )

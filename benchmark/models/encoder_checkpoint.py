@@ -1,0 +1,179 @@
+"""Pretrained weights into an `Encoder`, from timm's hub or a local file, resampled to its crop and patch size."""
+
+import importlib
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed_nhwc, resample_patch_embed
+from timm.models import load_state_dict, load_state_dict_from_hf
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor, nn
+
+from .encoder import Encoder
+from .errors import ModelError
+
+
+class LoadReport(NamedTuple):
+    """Where the weights came from, and the keys that the encoder has no place for (heads, necks, mask tokens)."""
+
+    source: str
+    leftover: list[str]
+
+
+def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoint: str | None = None) -> LoadReport:
+    """
+    Fill the encoder with pretrained weights; patch and position embeddings are resampled to its crop and patch size.
+
+    Args:
+        encoder: filled in place, whole or (where an error is raised) not at all.
+        pretrained: fetch the weights timm names for `encoder.name` (from its cache where they are there).
+        checkpoint: a .safetensors or torch file in timm's layout or in that of the model's authors where timm reads it
+            (BEiT-3, SAM, DINOv2, ...), bare or under a `model` or `state_dict` key (averaged weights, where a file has
+            both, are preferred); goes before `pretrained`.
+
+    Returns:
+        The source ("random" without either) and the leftover keys. Nothing is ever missing: that is an error.
+
+    Raises:
+        ModelError: no network or no such weights; a file that is absent, damaged, or holds more than tensors; weights
+            that lack something or are of another width, depth or architecture.
+    """
+    if checkpoint is not None:
+        source, weights = str(checkpoint), _read(Path(checkpoint))
+    elif pretrained:
+        source, weights = _download(encoder.name)
+    else:
+        return LoadReport("random", [])
+    weights = _convert(weights, encoder)
+    leftover = _check_fit(weights, encoder, source)
+    encoder.backbone.load_state_dict(weights, strict=False)
+    return LoadReport(source, leftover)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(
+            f"There is no checkpoint {path}; give model.checkpoint the path of a .safetensors or .pth file."
+        )
+    try:
+        return load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch's reader raises almost anything on a damaged file
+        raise ModelError(
+            f"The checkpoint {path} is damaged or holds more than tensors, and was not loaded; "
+            "give model.checkpoint a .safetensors file, or a .pth file of tensors only."
+        ) from error
+
+
+def _download(name: str) -> tuple[str, dict[str, Tensor]]:
+    cfg = timm.get_pretrained_cfg(name)
+    source = cfg.hf_hub_id or cfg.url
+    if not source or (cfg.custom_load and not cfg.hf_hub_id):
+        raise ModelError(
+            f"timm has no pretrained weights of {name}; give model.checkpoint a file, or set model.pretrained to false."
+        )
+    try:
+        if cfg.hf_hub_id:
+            filename = {"filename": cfg.hf_hub_filename} if cfg.hf_hub_filename else {}
+            return source, load_state_dict_from_hf(cfg.hf_hub_id, **filename)
+        return source, torch.hub.load_state_dict_from_url(cfg.url, map_location="cpu", weights_only=True)
+    except Exception as error:  # every layer of the network has its own exceptions
+        raise ModelError(
+            f"The pretrained weights of {name} could not be fetched from {source} ({type(error).__name__}); "
+            "check the network, give model.checkpoint a file, or set model.pretrained to false."
+        ) from error
+
+
+def _convert(weights: dict[str, object], encoder: Encoder) -> dict[str, Tensor]:
+    """The weights in timm's layout, at the encoder's crop and patch size, in fp32."""
+    weights = {key: value.float() if _is_floating(value) else value for key, value in weights.items()}
+    try:
+        converted = _timm_filter(encoder)(dict(weights), encoder.backbone)
+        converted = {key: value for key, value in converted.items() if isinstance(value, Tensor)}
+        if encoder.name.startswith("beit3"):
+            converted = {_beit3_final_norm(key): value for key, value in converted.items()}
+        return {key: _resample(key, value, encoder.backbone) for key, value in converted.items()}
+    except Exception:  # timm's filters may stumble over another architecture; unconverted, its shapes tell it apart
+        return {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+
+
+def _timm_filter(encoder: Encoder) -> Callable[[dict, nn.Module], dict]:
+    """The function by which timm converts and resamples weights for this family, with the options timm gives it."""
+    filter_fn = importlib.import_module(type(encoder.backbone).__module__).checkpoint_filter_fn
+    options = {}
+    if isinstance(encoder.backbone, VisionTransformer):
+        options["adapt_layer_scale"] = True  # DeiT III's files say gamma_1 where timm says ls1.gamma
+    if "flexi" in encoder.name or "radio" in encoder.name:
+        options |= {"interpolation": "bilinear", "antialias": False}
+    if "radio" in encoder.name:
+        options["align_corners"] = any(
+            size in encoder.name for size in ("base_patch16_radio_v3", "huge_patch16_radio_v3")
+        )
+    return partial(filter_fn, **options)
+
+
+def _beit3_final_norm(key: str) -> str:
+    """The final norm is `layer_norm` to torchscale, and `fc_norm` where timm's default pooling moved it to the head."""
+    return re.sub(r"^(layer_norm|fc_norm)\.", "norm.", key)
+
+
+def _resample(key: str, value: Tensor, backbone: nn.Module) -> Tensor:
+    """What timm's filters leave at the pretraining's size: SAM's positions, and the patches of some families."""
+    if key == "patch_embed.proj.weight" and value.ndim == 4:
+        return resample_patch_embed(value, list(backbone.patch_embed.patch_size))
+    if not isinstance(backbone, VisionTransformerSAM):
+        return value
+    if key == "pos_embed":
+        return resample_abs_pos_embed_nhwc(value, list(backbone.patch_embed.grid_size))
+    if key.endswith(("rel_pos_h", "rel_pos_w")):
+        return _resample_distances(value, len(backbone.get_parameter(key)))
+    return value
+
+
+def _resample_distances(table: Tensor, length: int) -> Tensor:
+    """(2m-1, C) -> (2n-1, C), linear in the distance, as SAM's own attention does when table and window differ."""
+    if len(table) == length:
+        return table
+    return F.interpolate(table.T[None], size=length, mode="linear")[0].T
+
+
+def _check_fit(weights: dict[str, Tensor], encoder: Encoder, source: str) -> list[str]:
+    """The keys of `weights` that the encoder has no place for; ModelError where it would not be the same network."""
+    expected = encoder.backbone.state_dict()
+    leftover = [key for key in weights if key not in expected]
+    missing = [key for key in expected if key not in weights]
+    wrong = [key for key in expected if key in weights and expected[key].shape != weights[key].shape]
+    strange = [key for key in leftover if key.startswith("blocks.")]
+    if not (missing or wrong or strange):
+        return leftover
+    details = [_listed(missing, "it lacks {}"), _listed(strange, "the encoder has no {}")]
+    if wrong:
+        key = wrong[0]
+        details.insert(0, f"{key} is {tuple(weights[key].shape)} there and {tuple(expected[key].shape)} here")
+    raise ModelError(
+        f"{source} ({_describe(weights)}) does not fit {encoder.name} ({_describe(expected)}): "
+        f"{', '.join(filter(None, details))}; name the encoder it was made for with model.encoder."
+    )
+
+
+def _describe(weights: dict[str, Tensor]) -> str:
+    """Depth and width of a transformer by its weights."""
+    depth = 1 + max((int(key.split(".")[1]) for key in weights if re.match(r"blocks\.\d+\.", key)), default=-1)
+    norm = weights.get("blocks.0.norm1.weight")
+    return f"{depth} blocks of width {'unknown' if norm is None else len(norm)}"
+
+
+def _listed(keys: list[str], sentence: str) -> str:
+    """The first key, and how many more there are; nothing for no keys."""
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return sentence.format(keys[0] + more) if keys else ""
+
+
+def _is_floating(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
