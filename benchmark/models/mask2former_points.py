@@ -1,0 +1,67 @@
+"""Points at which Mask2Former's loss samples masks: drawn by key, and sampled from maps and from label maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = 255
+
+
+def draw_points(seed: int, positions: Tensor, num_points: int) -> Tensor:
+    """Uniform points (B, num_points, 2) in [-1, 1), x before y: a pure function of `seed` and each of `positions` (B,).
+
+    SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), in int64
+    arithmetic that wraps: the same on every device, with neither a generator's state nor a copy from the host.
+    """
+    streams = _split_mix(positions + (seed << 32))
+    counters = torch.arange(num_points, device=positions.device)
+    bits = _split_mix(streams[:, None] + counters * _GOLDEN_GAMMA)
+    return torch.stack([bits >> 40, bits >> 16], dim=-1).bitwise_and_(2**24 - 1) * 2.0**-23 - 1
+
+
+_GOLDEN_GAMMA, _FIRST_FACTOR, _SECOND_FACTOR = (
+    unsigned - 2**64 for unsigned in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def _split_mix(state: Tensor) -> Tensor:
+    """SplitMix64's output after `state`; both are int64 that stand for 64 unsigned bits."""
+    state = state + _GOLDEN_GAMMA
+    state = (state ^ _shift_right(state, 30)) * _FIRST_FACTOR
+    state = (state ^ _shift_right(state, 27)) * _SECOND_FACTOR
+    return state ^ _shift_right(state, 31)
+
+
+def _shift_right(bits: Tensor, count: int) -> Tensor:
+    return (bits >> count).bitwise_and_(2 ** (64 - count) - 1)  # `>>` alone repeats the sign bit
+
+
+def sample(maps: Tensor, points: Tensor) -> Tensor:
+    """Sample maps (N, C, h, w) bilinearly at points (N, P, 2) in [-1, 1]: (N, C, P). Beyond the borders all is 0."""
+    return F.grid_sample(maps, points[:, None], align_corners=False).squeeze(2)
+
+
+def sample_labels(labels: Tensor, classes: Tensor, points: Tensor) -> Tensor:
+    """What `sample` gives for the binary masks of each image's classes, without the masks being made.
+
+    Args: labels (B, H, W), integers in 0 .. 255; classes (B, T), int64, filled up with 255; points (B, P, 2).
+    Returns: (B, T, P), fp32: the bilinear weights of the class's pixels among the four around a point.
+    """
+    batch_size, height, width = labels.shape
+    places = torch.arange(classes.shape[1], device=labels.device).expand_as(classes)
+    place_of_label = places.new_full((batch_size, 256), classes.shape[1]).scatter_(1, classes, places)
+    place_of_label[:, IGNORE_INDEX] = classes.shape[1]
+
+    x, y = points.unbind(-1)
+    x, y = ((x + 1) * width - 1) / 2, ((y + 1) * height - 1) / 2  # in grid_sample's order, to round alike
+    left, top = x.floor(), y.floor()
+    x, y = x - left, y - top
+    weights = torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], dim=1)
+
+    bordered = F.pad(labels, (1, 1, 1, 1), value=IGNORE_INDEX).flatten(1)
+    stride = width + 2
+    pixel = (top.long() + 1) * stride + left.long() + 1
+    pixels = torch.cat([pixel, pixel + 1, pixel + stride, pixel + stride + 1], dim=1)
+    rows = place_of_label.gather(1, bordered.gather(1, pixels).long()).view_as(weights)
+    targets = points.new_zeros(batch_size, classes.shape[1] + 1, points.shape[1])
+    return targets.scatter_add_(1, rows, weights)[:, :-1]
