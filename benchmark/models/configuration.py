@@ -1,0 +1,54 @@
+"""What a segmentation model is made of: its encoder, its head, its crop and how its pixels are normalised."""
+
+from transformers import PretrainedConfig
+
+from .errors import ModelError
+
+HEADS = ("linear", "mask2former")
+
+
+class SegmentationConfig(PretrainedConfig):
+    """Configuration of a `SegmentationModel`.
+
+    Args:
+        encoder: timm's name of a vision transformer.
+        head: "linear" or "mask2former".
+        crop_size: height and width, in pixels, of what the model sees at once.
+        patch_size: side of a patch in pixels; the pretrained embedding is resampled to it.
+        image_mean, image_std: three floats each, for pixels in [0, 1].
+        freeze_encoder: train the head alone.
+        num_points: points at which the Mask2Former loss samples a mask.
+        seed: keys the random points of the Mask2Former loss.
+        colors: one [red, green, blue] (0..255) a class, for pictures.
+        id2label, label2id, num_labels: as in every HuggingFace configuration.
+    """
+
+    model_type = "vfm_segmentation"
+
+    def __init__(
+        self,
+        encoder: str = "vit_base_patch16_224",
+        head: str = "linear",
+        crop_size=(512, 512),
+        patch_size: int = 16,
+        image_mean=(0.485, 0.456, 0.406),
+        image_std=(0.229, 0.224, 0.225),
+        freeze_encoder: bool = False,
+        num_points: int = 12544,
+        seed: int = 0,
+        colors=None,
+        **kwargs,
+    ):
+        if head not in HEADS:
+            raise ModelError(f"model.head is '{head}', but it must be one of {', '.join(HEADS)}.")
+        self.encoder = encoder
+        self.head = head
+        self.crop_size = list(crop_size)
+        self.patch_size = patch_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.freeze_encoder = freeze_encoder
+        self.num_points = num_points
+        self.seed = seed
+        self.colors = None if colors is None else [list(color) for color in colors]
+        super().__init__(**kwargs)

@@ -1,0 +1,73 @@
+"""Images of any size in, label maps of the same size out, through the windows that evaluation uses."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .configuration import SegmentationConfig
+from .modeling import semantic_logits
+from .windows import cover_size, label_map, normalize, resize_to_cover, split_windows, window_origins
+
+
+class SegmentationImageProcessor(BaseImageProcessor):
+    """Cuts images into normalised crop-sized windows and merges the model's output on them into label maps.
+
+    Args:
+        crop_size: height and width of a window, the model's own.
+        image_mean, image_std: three floats each, for pixels in [0, 1]; the encoder's own.
+    """
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(
+        self,
+        crop_size: Sequence[int] = (512, 512),
+        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
+        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.crop_size = list(crop_size)
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
+        """Windows of images, PIL or uint8 arrays (H, W, 3), as pixel_values (all windows, 3, height, width)."""
+        images = images if isinstance(images, (list, tuple)) else [images]
+        windows = [split_windows(resize_to_cover(to_tensor(image), self.crop_size), self.crop_size) for image in images]
+        pixel_values = normalize(torch.cat(windows), self.image_mean, self.image_std)
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def post_process_semantic_segmentation(self, outputs, target_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Label maps, int64 (H, W) each, from the model's outputs on the windows of images of `target_sizes` (H, W)."""
+        logits = semantic_logits(outputs, self.crop_size)
+        counts = [len(window_origins(cover_size(size, self.crop_size), self.crop_size)) for size in target_sizes]
+        if sum(counts) != len(logits):
+            raise ValueError(
+                f"images of {target_sizes} have {sum(counts)} windows, but the outputs are of {len(logits)}."
+            )
+        parts = zip(logits.split(counts), target_sizes, strict=True)
+        return [label_map(windows, tuple(size)).long() for windows, size in parts]
+
+
+def processor(config: SegmentationConfig) -> SegmentationImageProcessor:
+    """The image processor of a model of this configuration."""
+    return SegmentationImageProcessor(config.crop_size, config.image_mean, config.image_std)
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """A PIL image of any mode, or a uint8 array (H, W, 3), as a uint8 tensor (3, H, W)."""
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+SegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+AutoImageProcessor.register(
+    SegmentationConfig, image_processor_classes={"torchvision": SegmentationImageProcessor}, exist_ok=True
+)

@@ -1,0 +1,137 @@
+"""From an image of any size to crop-sized windows and back to its label map.
+
+Evaluation, prediction and the image processor all go through these functions, so that they give the same label map.
+The rules are those of Kerssies et al., "How to Benchmark Vision Foundation Models for Semantic Segmentation?" (arXiv
+2404.12172), section on evaluation.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cover_size(size: Sequence[int], crop_size: Sequence[int]) -> tuple[int, int]:
+    """Height and width at which an image of `size` just covers the crop, its aspect ratio kept."""
+    factor = max(crop / length for crop, length in zip(crop_size, size, strict=True))
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:
+    """Resize a uint8 image (3, H, W) so that it just covers the crop: antialiased, bilinear, rounded back to uint8."""
+    size = cover_size(image.shape[-2:], crop_size)
+    if tuple(image.shape[-2:]) == size:
+        return image
+    # The channels-last view takes PyTorch's fast uint8 kernel; the pixels are the same.
+    image = image[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(image, size, mode="bilinear", antialias=True)[0].contiguous()
+
+
+def window_starts(length: int, crop: int) -> list[int]:
+    """Starts of the fewest windows of `crop` that cover `length` at equal strides."""
+    count = math.ceil(length / crop)
+    return [j * (length - crop) // max(count - 1, 1) for j in range(count)]
+
+
+def window_origins(size: Sequence[int], crop_size: Sequence[int]) -> list[tuple[int, int]]:
+    """Top left corners (y, x) of the windows that cover an image of `size`, row by row."""
+    rows, columns = (window_starts(length, crop) for length, crop in zip(size, crop_size, strict=True))
+    return [(y, x) for y in rows for x in columns]
+
+
+def split_windows(image: Tensor, crop_size: Sequence[int]) -> Tensor:
+    """Cut an image (3, H, W) that covers the crop into its windows (n, 3, crop height, crop width)."""
+    height, width = crop_size
+    origins = window_origins(image.shape[-2:], crop_size)
+    return torch.stack([image[:, y : y + height, x : x + width] for y, x in origins])
+
+
+def merge_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
+    """Average windows (n, C, crop height, crop width) into one map (C, H, W) of `size`, in fp32 where they overlap."""
+    height, width = windows.shape[-2:]
+    total = windows.new_zeros((windows.shape[1], *size), dtype=torch.float32)
+    count = windows.new_zeros(tuple(size), dtype=torch.float32)
+    for window, (y, x) in zip(windows, window_origins(size, (height, width)), strict=True):
+        total[:, y : y + height, x : x + width] += window
+        count[y : y + height, x : x + width] += 1
+    return total / count
+
+
+def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Scale pixels (..., 3, H, W) from [0, 255] to [0, 1] and normalise them with `mean` and `std`; fp32."""
+    mean_, std_ = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (mean, std))
+    return (image.float() / 255 - mean_) / std_
+
+
+def upsampled_argmax(logits: Tensor, size: Sequence[int], rows_at_once: int = 64) -> Tensor:
+    """Resize logits (C, h, w) to `size` (bilinear, no antialias) and take the argmax: uint8 (H, W).
+
+    It works by strips of rows, so that the memory it needs does not grow with the image's height.
+    """
+    (_, h, _), (height, width) = logits.shape, size
+    # The source coordinates of bilinear resizing with aligned borders, as in torch's
+    # `interpolate(align_corners=False)`.
+    source = ((torch.arange(height, device=logits.device) + 0.5) * (h / height) - 0.5).clamp(min=0)
+    above = source.long().clamp(max=h - 1)
+    below = (above + 1).clamp(max=h - 1)
+    weight = (source - above)[:, None]
+    strips = []
+    for rows in torch.arange(height, device=logits.device).split(rows_at_once):
+        strip = torch.lerp(logits[:, above[rows]], logits[:, below[rows]], weight[rows])
+        strip = F.interpolate(strip[None], (len(rows), width), mode="bilinear")[0]
+        strips.append(strip.argmax(dim=0).to(torch.uint8))
+    return torch.cat(strips)
+
+
+def label_map(window_logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The label map, uint8 (H, W), of an image of `size` from its windows' logits (n, C, crop height, crop width)."""
+    cover = cover_size(size, window_logits.shape[-2:])
+    return upsampled_argmax(merge_windows(window_logits, cover), size)
+
+
+def pooled_windows(
+    images: Iterable[tuple[object, Tensor]],
+    forward: Callable[[Tensor], Tensor],
+    crop_size: Sequence[int],
+    batch_size: int,
+) -> Iterator[tuple[object, Tensor]]:
+    """Run the windows of many images through `forward` in batches of one fixed size.
+
+    The last batch is padded with zeros: with every batch of the same shape, an image's logits do not depend on which
+    images it shares its batch with, and a compiled model is compiled once.
+
+    Args:
+        images: pairs of a key and a uint8 image (3, H, W) that covers the crop.
+        forward: uint8 windows (batch_size, 3, height, width) of the crop's size to logits (batch_size, C, height,
+            width).
+
+    Yields:
+        Each key, in order, with the logits (n, C, crop height, crop width) of its n windows.
+    """
+    keys: list[tuple[object, int]] = []  # images whose logits are not all there yet, with their number of windows
+    waiting: list[Tensor] = []
+    done: list[Tensor] = []
+
+    def run(windows: list[Tensor]) -> None:
+        batch = torch.stack(windows + [torch.zeros_like(windows[0])] * (batch_size - len(windows)))
+        done.extend(forward(batch)[: len(windows)])
+
+    def finished() -> Iterator[tuple[object, Tensor]]:
+        while keys and keys[0][1] <= len(done):
+            key, count = keys.pop(0)
+            yield key, torch.stack(done[:count])
+            del done[:count]
+
+    for key, image in images:
+        windows = split_windows(image, crop_size)
+        keys.append((key, len(windows)))
+        waiting.extend(windows)
+        while len(waiting) >= batch_size:
+            run(waiting[:batch_size])
+            del waiting[:batch_size]
+        yield from finished()
+    if waiting:
+        run(waiting)
+    yield from finished()
