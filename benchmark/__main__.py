@@ -1,0 +1,28 @@
+"""`python -m benchmark COMMAND`: what is done besides training."""
+
+import importlib
+import sys
+
+from benchmark.errors import UserError, exit_with_one_sentence
+
+COMMANDS = {
+    "prepare": "build the datasets of a recipe, and say what is in them",
+    "evaluate": "score a trained model on a dataset",
+}
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+        print("\n".join(["usage: python -m benchmark COMMAND [--help]", "", *lines]))
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"There is no command '{name}': take one of {', '.join(COMMANDS)}.")
+    importlib.import_module(f"benchmark.commands.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    with exit_with_one_sentence():
+        main(sys.argv[1:])

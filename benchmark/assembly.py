@@ -1,0 +1,154 @@
+"""From a recipe to the parts of a run: processes, datasets, model."""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+
+import data_scripts
+from benchmark.data import micro_batch_size
+from benchmark.errors import UserError
+from benchmark.evaluation import Evaluation, evaluate
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.encoder import encoder_defaults
+from benchmark.models.encoder_checkpoint import load_encoder_weights
+from benchmark.models.modeling import SegmentationModel, parameter_counts
+from benchmark.recipe import Recipe
+from data_scripts import PreparedDataset
+
+
+def start_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate as the recipe and the launcher say; one sentence where they do not fit together."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    _, accumulation = share_of_step(recipe, world_size)
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if recipe.train.precision == "fp16" and on_cpu:
+        raise UserError("train.precision fp16 needs a GPU: take bf16 or fp32 on a CPU.")
+    if on_cpu:
+        # The launcher allows one thread to each process, whatever the machine has.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    # The class token's gradient is a view of the tokens'; DDP copies its few numbers and warns in every process.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(recipe.train.precision, recipe.train.precision),
+        gradient_accumulation_steps=accumulation,
+        log_with="tensorboard",
+        project_dir=recipe.output.dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if world_size != accelerator.num_processes:
+        raise UserError(
+            f"{world_size} processes were launched, but each would train alone: on a CPU launch them with "
+            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 --num_processes {world_size}."
+        )
+    return accelerator
+
+
+def share_of_step(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """The micro batch and the accumulation of each process."""
+    return micro_batch_size(recipe.train.global_batch_size, world_size, recipe.train.micro_batch_size)
+
+
+def prepare_datasets(
+    recipe: Recipe, accelerator: Accelerator, names: Sequence[str] | None = None
+) -> dict[str, PreparedDataset]:
+    """The datasets that the recipe names; the machine's first process builds what is missing, the others wait."""
+    names = dict.fromkeys(names or [recipe.data.train, *recipe.data.val])
+    with accelerator.local_main_process_first():
+        datasets = {name: prepare_dataset(recipe, name) for name in names}
+    for key, split, needed in (("train", "train", [recipe.data.train]), ("val", "validation", recipe.data.val)):
+        for name in names:
+            if name in needed and split not in datasets[name].splits:
+                raise UserError(f"The dataset {name} has no {split} split: name another one in data.{key}.")
+    classes = datasets[next(iter(names))].classes
+    for name in names:
+        if datasets[name].classes != classes:
+            raise UserError(
+                f"The dataset {name} has other classes than {next(iter(names))}: name one that shares them."
+            )
+    return datasets
+
+
+def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
+    """Build one dataset, or find it built."""
+    data = recipe.data
+    return data_scripts.prepare(
+        name,
+        root=data.root,
+        cache_dir=data.cache_dir,
+        allow_partial=data.allow_partial,
+        num_proc=len(os.sched_getaffinity(0)),
+        custom=asdict(data.custom),
+    )
+
+
+def model_config(recipe: Recipe, classes: Sequence[str], colors: Sequence[Sequence[int]] | None) -> SegmentationConfig:
+    """The model that the recipe describes, for `classes`."""
+    defaults = encoder_defaults(recipe.model.encoder)
+    return SegmentationConfig(
+        encoder=recipe.model.encoder,
+        head=recipe.model.head,
+        crop_size=recipe.data.crop,
+        patch_size=int(recipe.model.patch_size),
+        image_mean=recipe.model.image_mean or defaults.image_mean,
+        image_std=recipe.model.image_std or defaults.image_std,
+        freeze_encoder=recipe.model.freeze_encoder,
+        num_points=int(recipe.model.num_points),
+        seed=int(recipe.seed),
+        colors=colors,
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+    )
+
+
+def build_model(recipe: Recipe, dataset: PreparedDataset) -> SegmentationModel:
+    """The model with its first weights: the encoder's pretrained or random ones, and a head drawn from the seed."""
+    torch.manual_seed(recipe.seed)
+    model = SegmentationModel(model_config(recipe, dataset.classes, dataset.colors))
+    if recipe.model.pretrained or recipe.model.checkpoint:
+        load_encoder_weights(model.encoder, pretrained=recipe.model.pretrained, checkpoint=recipe.model.checkpoint)
+    if recipe.train.compile:
+        model.compile_blocks()
+    return model
+
+
+def evaluate_datasets(
+    recipe: Recipe,
+    model: SegmentationModel,
+    datasets: Mapping[str, PreparedDataset],
+    accelerator: Accelerator,
+    num_samples: int = 0,
+) -> dict[str, Evaluation]:
+    """Score the unwrapped model on each validation dataset; hand back the same `num_samples` images each time."""
+    evaluations = {}
+    for name in recipe.data.val:
+        split = datasets[name].splits["validation"]
+        evaluations[name] = evaluate(
+            model,
+            split,
+            datasets[name].classes,
+            accelerator,
+            batch_size=recipe.train.eval_batch_size,
+            num_workers=recipe.data.num_workers,
+            sample_indices=[number * len(split) // num_samples for number in range(num_samples)],
+        )
+    return evaluations
+
+
+def describe(recipe: Recipe) -> None:
+    """Print what a run of the recipe would be on this machine; needs neither data nor weights."""
+    state = PartialState()
+    micro, accumulation = share_of_step(recipe, state.num_processes)
+    classes = data_scripts.class_names(recipe.data.train, asdict(recipe.data.custom))
+    with torch.device("meta"):
+        total, trained = parameter_counts(SegmentationModel(model_config(recipe, classes, None)))
+    state.print(
+        f"{recipe.to_yaml()}\n"
+        f"parameters: {total:,}, of which {trained:,} are trained\n"
+        f"a step: {state.num_processes} process(es) on {state.device.type} "
+        f"x {accumulation} accumulated x micro batch {micro}"
+    )

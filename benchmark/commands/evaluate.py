@@ -1,0 +1,70 @@
+"""python -m benchmark evaluate --model FOLDER [--recipe FILE ...] [--output FILE] [--section.key value ...]
+
+Score a trained model on the validation datasets of the recipe it was trained by, or of another one.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.command_line import CommandParser, load_recipe
+from benchmark.errors import UserError
+from benchmark.recipe import Recipe
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = CommandParser(prog="python -m benchmark evaluate", description=__doc__)
+    parser.add_argument("--model", required=True, help="a model folder, such as runs/x/model")
+    parser.add_recipe(required=False)
+    parser.add_argument("--output", help="a file for the results as JSON")
+    own, overrides = parser.parse_known_args(arguments)
+    beside = Path(own.model).parent / "recipe.yaml"
+    if not own.recipe and not beside.exists():
+        raise UserError(f"There is no recipe beside {own.model} ({beside}): name one with --recipe.")
+    evaluate(own.model, load_recipe(own.recipe or [str(beside)], overrides), own.output)
+
+
+def evaluate(model_name: str, recipe: Recipe, output: str | None) -> dict:
+    """Score the model as `recipe` says, print the table and return (and write to `output`) what results.json holds."""
+    from benchmark import assembly, results
+    from benchmark.evaluation import format_table
+    from benchmark.models.modeling import SegmentationModel, parameter_counts
+
+    accelerator = assembly.start_accelerator(recipe)
+    if not (Path(model_name) / "config.json").exists():
+        raise UserError(f"{model_name} is not a model folder: name one that holds a config.json, such as runs/x/model.")
+    model = SegmentationModel.from_pretrained(model_name).to(accelerator.device)
+    if recipe.train.compile:
+        model.compile_blocks()
+    datasets = assembly.prepare_datasets(recipe, accelerator, names=recipe.data.val)
+    for name, dataset in datasets.items():
+        if list(dataset.classes) != list(model.config.id2label.values()):
+            raise UserError(
+                f"{model_name} was trained on other classes than those of {name}: name another one in data.val."
+            )
+
+    start = time.perf_counter()
+    evaluations = assembly.evaluate_datasets(recipe, model, datasets, accelerator)
+    seconds = time.perf_counter() - start
+
+    run = Path(model_name).parent / results.RESULTS
+    trained = json.loads(run.read_text()) if run.exists() else {}
+    total, trainable = parameter_counts(model)
+    fingerprints = {name: dataset.fingerprint for name, dataset in datasets.items()}
+    measured = {
+        **{key: trained.get(key) for key in ("step", "train_seconds", "images_per_second", "dataset_fingerprint")},
+        **results.summarize(evaluations, fingerprints),
+        **results.describe_experiment(recipe.identity(), recipe.protocol(), recipe.output.setting),
+        **results.describe_machine(accelerator),
+        "parameters": total,
+        "trainable_parameters": trainable,
+        "eval_seconds": seconds,
+    }
+    if accelerator.is_main_process:
+        for name in datasets:
+            print(f"{name}\n{format_table(measured['datasets'][name])}")
+        if output:
+            results.write_results(Path(output), measured)
+    accelerator.end_training()
+    return measured

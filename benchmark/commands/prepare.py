@@ -1,0 +1,21 @@
+"""python -m benchmark prepare --recipe FILE [FILE ...] [--section.key value ...]
+
+Build the datasets that a recipe names, without training, and print what is in them.
+"""
+
+from collections.abc import Sequence
+
+from benchmark.command_line import CommandParser
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = CommandParser(prog="python -m benchmark prepare", description=__doc__)
+    parser.add_recipe()
+    _, recipe = parser.parse_recipe(arguments)
+
+    from benchmark.assembly import prepare_dataset
+    from data_scripts import format_report
+
+    for name in dict.fromkeys([recipe.data.train, *recipe.data.val]):
+        dataset = prepare_dataset(recipe, name)
+        print(f"{name}: {dataset.folder}\n{format_report(dataset)}")

@@ -1,0 +1,32 @@
+"""What the tests share: a tiny recipe on the embedded dataset."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = """
+data: {train: shapes, val: [shapes], crop_size: 64, num_workers: 0}
+model: {encoder: test_vit, patch_size: 16, pretrained: false}
+optim: {lr: 1e-3, encoder_lr_multiplier: 1.0}
+train:
+  {steps: 6, global_batch_size: 4, precision: fp32, compile: false, eval_every: 3, eval_batch_size: 16, log_every: 2,
+   checkpoint_every: 3}
+"""
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """One datasets cache for all tests, so that the embedded dataset is drawn once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny(tmp_path, cache_dir) -> list[str]:
+    """The flags of a run that takes seconds; its folder is tmp_path/run."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(TINY)
+    return ["--recipe", str(recipe), "--data.cache_dir", str(cache_dir), "--output.dir", str(tmp_path / "run")]

@@ -1,0 +1,28 @@
+"""Launches as a user makes them: real processes, from the repository's root."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run python from the repository's root, as a user does, with one thread."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def launch(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`accelerate launch` on the CPU with as many processes, of which each really takes part."""
+    command = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(processes)]
+    if processes > 1:
+        command += ["--multi_gpu", "--main_process_port", "0"]
+    return run_python(*command, *arguments, ACCELERATE_USE_CPU="true", **environment)
