@@ -19,11 +19,11 @@ from datasets.exceptions import DatasetGenerationError
 
 from data_scripts.archives import Archive, Reader, open_archive
 from data_scripts.errors import DatasetError
-from data_scripts.images import check_image, decode_labels, encode_png, resize_nearest
+from data_scripts.images import check_image, decode_labels, encode_label_map, resize_nearest
 from data_scripts.labels import IGNORE, LabelRule
 from data_scripts.survey import Download, Sample, Source, Survey, archive_record, check_counts, require
 
-COMMON_VERSION = "1"  # raise it when a change here changes the rows of every dataset
+COMMON_VERSION = "2"  # raise it when a change here changes the rows of every dataset
 REPORT = "report.json"
 
 
@@ -107,7 +107,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
             labels = tally.admit(pair, self.survey.rule, self.mends_label_size)
             if labels is not None:
                 image = {"bytes": pair.image, "path": member_name(pair.image_name)}
-                annotation = {"bytes": encode_png(labels), "path": member_name(pair.annotation_name)}
+                annotation = {"bytes": encode_label_map(labels), "path": member_name(pair.annotation_name)}
                 yield row, {"image": image, "annotation": annotation}
         tally.save(Path(self._output_dir), split)
 

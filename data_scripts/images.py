@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -75,6 +77,23 @@ def encode_png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def encode_label_map(labels: np.ndarray) -> bytes:
+    """Lossless PNG bytes of an (H, W) uint8 label map, without row filters.
+
+    PIL always chooses a filter for each row, and undoing them is two thirds of the time that a label map takes to
+    decode; flat regions compress as well without. The format is that of https://www.w3.org/TR/png-3/.
+    """
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = labels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), labels], axis=1)  # each row's first byte: filter 0, none
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, gray, not interlaced
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_scripts.errors import DatasetError
-from data_scripts.images import decode_labels, resize_nearest
+from data_scripts.images import decode_labels, encode_label_map, resize_nearest
 from data_scripts.labels import IGNORE, LabelRule
 
 
@@ -20,6 +20,16 @@ def test_resize_equals_torch_s_plain_nearest():
         for new in sizes:
             expected = torch.nn.functional.interpolate(torch.from_numpy(labels)[None, None], size=new, mode="nearest")
             assert np.array_equal(resize_nearest(labels, *new), expected[0, 0].numpy())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 41), (512, 683)])
+def test_a_label_map_is_a_gray_png_of_the_same_ids(size):
+    labels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    image = Image.open(io.BytesIO(encode_label_map(labels)))
+    image.verify()  # the checksums of the chunks
+    image = Image.open(io.BytesIO(encode_label_map(labels)))
+    assert (image.format, image.mode) == ("PNG", "L")
+    assert np.array_equal(np.asarray(image), labels)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
