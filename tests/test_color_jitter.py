@@ -87,6 +87,15 @@ def test_contrast_takes_the_mean_of_the_whole_image():
     assert (ours.int() - F.adjust_contrast(half, 0.5).int()).abs().min() > 10
 
 
+def test_contrast_takes_its_mean_after_the_colour_steps_before_it():
+    (image,) = scenes(torch.tensor([[HEIGHT, WIDTH]]))
+    image[:2] //= 4  # blue, and a third of a turn makes it red, of twice the grey
+    for contrast_first in (0.0, 1.0):
+        factors = torch.tensor([1.1, 0.5, 1.3, 1 / 3, contrast_first])
+        ours = color_jitter(image[None], image[None], factors[None], torch.tensor([image.shape[1:]]))[0]
+        assert (ours.int() - torchvision_jitter(image, factors).int()).abs().max() <= 2
+
+
 def test_neutral_factors_change_nothing():
     images, arguments = batch()
     for contrast_first in (0.0, 1.0):
