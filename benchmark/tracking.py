@@ -2,28 +2,66 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from PIL import Image, ImageDraw, ImageFont
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
+from torch.utils.tensorboard.summary import hparams as hparams_summary
 from tqdm.auto import tqdm
 
 from benchmark.checkpoint import write_atomically
+from benchmark.errors import UserError
+from benchmark.pictures import panel  # noqa: F401
 
 METRICS = "metrics.jsonl"
+PROJECT = "vfm-segmentation"  # under which trackers that know projects file the run
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that accelerate, which leaves them out without a word, does not have here.
+
+    Raises:
+        UserError: one of `names` is not accelerate's, or is not installed.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name in available:
+            continue
+        if name in LOGGER_TYPE_TO_CLASS:
+            raise UserError(f"output.trackers names {name}, which is not installed: install it or take it away.")
+        raise UserError(
+            f"output.trackers names {name}, which accelerate does not know: take of {', '.join(LOGGER_TYPE_TO_CLASS)}."
+        )
 
 
 class Tracking:
-    """One `log(values, step)` in front of TensorBoard, metrics.jsonl and the progress bar; only the main process
+    """One `log(values, step)` in front of the trackers, metrics.jsonl and the progress bar; only the main process
     writes.
 
     What was written after `start_step` by an earlier, interrupted run is cut off.
+
+    Args:
+        accelerator: made with `log_with` the trackers' names; TensorBoard's events go to tensorboard/ in `folder`.
+        recipe: dotted keys and their values, for pages that compare runs.
+        recipe_text: recipe.yaml, for people.
+        metric: the tag by which runs are compared.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, *, start_step: int, steps: int):
-        self.main = accelerator.is_main_process
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        start_step: int,
+        steps: int,
+        recipe: Mapping[str, Any] | None = None,
+        recipe_text: str = "",
+        metric: str = "val/mean_iou",
+    ):
+        self.accelerator, self.main = accelerator, accelerator.is_main_process
         # A log file takes one line every ten seconds, a terminal shows each step.
         interval = 0.1 if sys.stderr.isatty() else 10.0
         options = {"unit": "step", "disable": not self.main, "dynamic_ncols": True, "mininterval": interval}
@@ -34,10 +72,28 @@ class Tracking:
         self.metrics = folder / METRICS
         cut_back(self.metrics, start_step)
         # purge_step: TensorBoard forgets what was logged from that step on.
-        options = {"tensorboard": {"purge_step": start_step + 1}}
-        accelerator.init_trackers("tensorboard", init_kwargs=options)
-        self.writer = accelerator.get_tracker("tensorboard", unwrap=True)
-        self.accelerator = accelerator
+        tensorboard = TensorBoardTracker("tensorboard", folder, purge_step=start_step + 1)
+        accelerator.log_with = [tensorboard if str(name) == "tensorboard" else name for name in accelerator.log_with]
+        accelerator.init_trackers(PROJECT)
+        flat = {
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for key, value in (recipe or {}).items()
+        }
+        for tracker in accelerator.trackers:
+            if tracker is tensorboard:
+                self.writer = tracker.writer
+                self._describe(flat, recipe_text, metric)
+            else:
+                tracker.store_init_configuration(flat)
+
+    def _describe(self, recipe: Mapping[str, Any], text: str, metric: str) -> None:
+        """The recipe as text, and as hyperparameters beside which TensorBoard shows the last value of `metric`."""
+        if text:
+            self.writer.add_text("recipe", "\n".join("    " + line for line in text.splitlines()), 0)
+        if recipe:
+            # The writer's own add_hparams would make a second run of them.
+            for summary in hparams_summary(dict(recipe), {metric: 0.0}):
+                self.writer.file_writer.add_summary(summary)
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Record scalars by their tags, such as train/loss; None is recorded in metrics.jsonl alone."""
@@ -49,8 +105,11 @@ class Tracking:
 
     def picture(self, tag: str, image: np.ndarray, step: int) -> None:
         """Record a uint8 image (H, W, 3)."""
-        if self.writer:
-            self.writer.add_image(tag, image, step, dataformats="HWC")
+        for tracker in self.accelerator.trackers if self.main else ():
+            if tracker.name == "tensorboard":
+                tracker.log_images({tag: image[None]}, step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({tag: [image]}, step)
 
     def advance(self) -> None:
         """Move the progress bar on by one step."""
@@ -80,44 +139,3 @@ def cut_back(metrics: Path, step: int) -> None:
             break
         kept.append(line)
     write_atomically(metrics, "".join(kept).encode())
-
-
-def panel(
-    image: np.ndarray,
-    label: np.ndarray,
-    prediction: np.ndarray,
-    classes: Sequence[str],
-    colors: Sequence[Sequence[int]],
-) -> np.ndarray:
-    """Image | label | prediction side by side over a legend of the classes that occur: uint8 (H, W, 3).
-
-    Args:
-        image: uint8 (3, h, w).
-        label, prediction: (H, W) class ids, 255 = ignore; drawn at the image's size.
-        colors: [red, green, blue] a class.
-    """
-    height, width = image.shape[1:]
-    scale = max(1, round(256 / height))
-    size = (width * scale, height * scale)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(colors)] = colors
-    parts = [Image.fromarray(image.transpose(1, 2, 0)).resize(size, Image.Resampling.BILINEAR)]
-    parts += [Image.fromarray(palette[ids]).resize(size, Image.Resampling.NEAREST) for ids in (label, prediction)]
-
-    present = [c for c in np.union1d(label, prediction) if c < len(classes)]
-    gap, line, text = 8, 22, ImageFont.load_default(14)
-    total_width = 3 * size[0] + 4 * gap
-    column = max(int(text.getlength(classes[c])) for c in present) + 40 if present else total_width
-    columns = max(1, total_width // column)
-    top = gap + line + size[1] + gap
-    canvas = Image.new("RGB", (total_width, top + line * -(-len(present) // columns) + gap), "white")
-    draw = ImageDraw.Draw(canvas)
-    for number, (title, part) in enumerate(zip(("image", "label", "prediction"), parts, strict=True)):
-        x = gap + number * (size[0] + gap)
-        draw.text((x, gap), title, fill="black", font=text)
-        canvas.paste(part, (x, gap + line))
-    for number, c in enumerate(present):
-        x, y = gap + number % columns * column, top + number // columns * line
-        draw.rectangle((x, y, x + 16, y + 16), fill=tuple(int(v) for v in palette[c]), outline="black")
-        draw.text((x + 24, y), classes[c], fill="black", font=text)
-    return np.asarray(canvas)

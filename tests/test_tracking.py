@@ -1,8 +1,12 @@
 import json
 
 import numpy as np
+import pytest
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmark.tracking import cut_back, panel
+from benchmark.errors import UserError
+from benchmark.tracking import Tracking, check_trackers, cut_back
 
 
 def test_cutting_back_drops_later_lines_and_a_torn_one(tmp_path):
@@ -17,18 +21,35 @@ def test_cutting_back_drops_later_lines_and_a_torn_one(tmp_path):
     assert file.read_text() == ""
 
 
-def test_a_panel_shows_image_label_and_prediction_in_the_classes_colours():
-    image = np.full((3, 256, 256), 100, np.uint8)
-    label = np.zeros((40, 40), np.uint8)
-    label[:20] = 255
-    prediction = np.ones((40, 40), np.uint8)
-    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
-    picture = panel(image, label, prediction, ["car", "tree", "sky"], colors)
-    row = picture[8 + 22 + 200]  # below the title, in the lower half
-    assert tuple(row[8 + 128]) == (100, 100, 100)
-    assert tuple(row[8 + 264 + 128]) == (200, 0, 0)
-    assert tuple(row[8 + 2 * 264 + 128]) == (0, 200, 0)
-    assert tuple(picture[8 + 22 + 50][8 + 264 + 128]) == (0, 0, 0)  # ignored
-    legend = picture[8 + 22 + 256 :].reshape(-1, 3)
-    assert (legend == (200, 0, 0)).all(1).any() and (legend == (0, 200, 0)).all(1).any()
-    assert not (legend == (0, 0, 200)).all(1).any()  # a class that does not occur is not in the legend
+def test_tensorboard_gets_scalars_pictures_the_recipe_and_hparams_in_one_run(tmp_path):
+    accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=tmp_path)
+    recipe = {"optim.lr": 1e-3, "data.val": ["shapes"], "model.checkpoint": None}
+    tracking = Tracking(accelerator, tmp_path, start_step=0, steps=4, recipe=recipe, recipe_text="optim: {lr: 1e-3}")
+    tracking.log({"train/loss": 2.0, "val/mean_iou": 0.5, "val/iou/never": None}, 2)
+    tracking.picture("val/panel/0", np.zeros((4, 6, 3), np.uint8), 2)
+    tracking.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {"train/loss", "val/mean_iou"} and tags["images"] == ["val/panel/0"]
+    picture = events.Images("val/panel/0")[0]
+    assert (picture.width, picture.height) == (6, 4)
+    assert b"lr: 1e-3" in events.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0]
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optim.lr" in start and b'["shapes"]' in start
+    assert b"val/mean_iou" in events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {"step": 2, "train/loss": 2.0, "val/mean_iou": 0.5, "val/iou/never": None}
+
+
+def test_a_tracker_that_is_not_there_is_named():
+    check_trackers(["tensorboard"])
+    check_trackers([])
+    with pytest.raises(UserError, match="names tensorbord, which accelerate does not know"):
+        check_trackers(["tensorbord"])
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("benchmark.tracking.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(UserError, match="names wandb, which is not installed"):
+        check_trackers(["tensorboard", "wandb"])

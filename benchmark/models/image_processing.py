@@ -37,7 +37,10 @@ class SegmentationImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
-        """Windows of images, PIL or uint8 arrays (H, W, 3), as pixel_values (all windows, 3, height, width)."""
+        """Windows of images, PIL or uint8 arrays, as pixel_values (all windows, 3, height, width), float32.
+
+        What EXIF says of an image's rotation is not looked at; a pipeline turns the image before it comes here.
+        """
         images = images if isinstance(images, (list, tuple)) else [images]
         windows = [split_windows(resize_to_cover(to_tensor(image), self.crop_size), self.crop_size) for image in images]
         pixel_values = normalize(torch.cat(windows), self.image_mean, self.image_std)
@@ -61,10 +64,9 @@ def processor(config: SegmentationConfig) -> SegmentationImageProcessor:
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
-    """A PIL image of any mode, or a uint8 array (H, W, 3), as a uint8 tensor (3, H, W)."""
-    if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    """A PIL image of any mode, or a uint8 array (H, W), (H, W, 3) or (H, W, 4), as a uint8 RGB tensor (3, H, W)."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 SegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")

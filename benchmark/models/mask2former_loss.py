@@ -149,7 +149,10 @@ def match(costs: Tensor, classes: Tensor, num_labels: int) -> Matching | None:
 
     Args: costs (L, B, Q, T); classes (B, 256), see `present_classes`. Returns: None where an image has more than T.
     """
-    from scipy.optimize import linear_sum_assignment  # inference does without SciPy
+    try:  # transformers asks for what is imported outside of a `try` when it loads a model: inference needs no SciPy
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        raise ModelError("The Mask2Former loss needs SciPy: pip install scipy.") from None
 
     host = torch.cat([costs.flatten(), classes.flatten().float()]).cpu().numpy()
     host_costs = host[: costs.numel()].reshape(costs.shape)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
@@ -39,7 +40,13 @@ class SegmentationModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Leave weights as timm and PyTorch initialised them: HuggingFace's default would overwrite pretrained ones."""
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, positions: Tensor | None = None):
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        output_auxiliary_logits: bool = False,
+    ):
         """Logits at token resolution and, with `labels`, the loss: each image's own, averaged over images.
 
         Args:
@@ -48,31 +55,44 @@ class SegmentationModel(PreTrainedModel):
             positions: (B,) integers, the samples' places in the training stream; they key the Mask2Former loss's
             points.
 
+            output_auxiliary_logits: of the Mask2Former head: hand out the logits of the layers before the last, too.
+
         Returns:
             `SemanticSegmenterOutput` with logits (B, C, h, w) for the linear head,
             `Mask2FormerForUniversalSegmentationOutput` with class_queries_logits (B, Q, C + 1) and
-            masks_queries_logits (B, Q, h, w) for the Mask2Former head.
+            masks_queries_logits (B, Q, h, w) of the last layer for the Mask2Former head.
         """
+        inference = not (self.training or labels is not None or output_auxiliary_logits)
+        if inference and len(pixel_values) > 1 and _is_fp32(pixel_values):
+            # Matrix products round by the shape of the batch. One by one, a window's logits are the same bit for bit in
+            # evaluation, in `predict` and in a pipeline; in fp32 a window alone keeps a device busy.
+            outputs = [self.forward(window) for window in pixel_values.split(1)]
+            return type(outputs[0])(**{key: torch.cat([o[key] for o in outputs]) for key in outputs[0]})
         tokens = self.encoder(pixel_values)  # (B, N, D)
         if self.config.head == "linear":
             logits = self.head(tokens)
             loss = None if labels is None else cross_entropy_per_image(logits, labels).mean()
             return SemanticSegmenterOutput(loss=loss, logits=logits)
-        return self._mask2former_output(self.head(tokens), labels, positions)
+        return self._mask2former_output(self.head(tokens), labels, positions, output_auxiliary_logits)
 
-    def _mask2former_output(self, predictions, labels, positions):
+    def _mask2former_output(self, predictions, labels, positions, output_auxiliary_logits):
         loss = None
         if labels is not None:
             loss = mask2former_loss(
                 predictions, labels, positions, seed=self.config.seed, num_points=self.config.num_points
             ).mean()
-        # A training step needs the auxiliary masks only at the loss's points, and not as maps.
-        layers = [-1] if self.training else range(len(predictions.class_logits))
-        *auxiliary, last = [
-            {"class_queries_logits": predictions.class_logits[i], "masks_queries_logits": predictions.mask_logits(i)}
-            for i in layers
-        ]
-        return Mask2FormerForUniversalSegmentationOutput(loss=loss, **last, auxiliary_logits=auxiliary or None)
+        auxiliary = None
+        if output_auxiliary_logits:
+            auxiliary = [
+                {"class_queries_logits": class_logits, "masks_queries_logits": predictions.mask_logits(layer)}
+                for layer, class_logits in enumerate(predictions.class_logits[:-1])
+            ]
+        return Mask2FormerForUniversalSegmentationOutput(
+            loss=loss,
+            class_queries_logits=predictions.class_logits[-1],
+            masks_queries_logits=predictions.mask_logits(),
+            auxiliary_logits=auxiliary,
+        )
 
     def compile_blocks(self) -> None:
         """Compile the repeated blocks one by one: nearly as fast as the whole, and compiled once for all of them."""
@@ -99,10 +119,16 @@ class SegmentationModel(PreTrainedModel):
 
 
 def semantic_logits(outputs, size: Sequence[int]) -> Tensor:
-    """Class logits (B, C, *size) in fp32 from the outputs of a model with either head."""
+    """Class logits (B, C, *size) in fp32 from the outputs of a model with either head, window by window."""
+    size = tuple(size)
     if "logits" in outputs:
-        return F.interpolate(outputs["logits"].float(), tuple(size), mode="bilinear")
-    return query_semantic_logits(outputs["class_queries_logits"], outputs["masks_queries_logits"], tuple(size))
+        return F.interpolate(outputs["logits"].float().contiguous(), size, mode="bilinear")
+    windows = zip(outputs["class_queries_logits"].split(1), outputs["masks_queries_logits"].split(1), strict=True)
+    return torch.cat([query_semantic_logits(classes, masks, size) for classes, masks in windows])
+
+
+def _is_fp32(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and not torch.is_autocast_enabled(tensor.device.type)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import ModelError
+
+MAX_WINDOWS = 64  # of one image; their logits for 150 classes at 512x512 take 10 GB
+STRIP_ELEMENTS = 2**23  # logits that are upsampled at once
+
 
 def cover_size(size: Sequence[int], crop_size: Sequence[int]) -> tuple[int, int]:
     """Height and width at which an image of `size` just covers the crop, its aspect ratio kept."""
@@ -20,8 +25,15 @@ def cover_size(size: Sequence[int], crop_size: Sequence[int]) -> tuple[int, int]
 
 
 def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:
-    """Resize a uint8 image (3, H, W) so that it just covers the crop: antialiased, bilinear, rounded back to uint8."""
+    """Resize a uint8 image (3, H, W) so that it just covers the crop: antialiased, bilinear, rounded back to uint8.
+
+    Raises:
+        ModelError: the image is so long and narrow that its windows would not fit into memory.
+    """
     size = cover_size(image.shape[-2:], crop_size)
+    if math.prod(math.ceil(length / crop) for length, crop in zip(size, crop_size, strict=True)) > MAX_WINDOWS:
+        height, width = image.shape[-2:]
+        raise ModelError(f"An image of {width}x{height} pixels is too long and narrow: cut it into pieces.")
     if tuple(image.shape[-2:]) == size:
         return image
     # The channels-last view takes PyTorch's fast uint8 kernel; the pixels are the same.
@@ -65,10 +77,10 @@ def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (image.float() / 255 - mean_) / std_
 
 
-def upsampled_argmax(logits: Tensor, size: Sequence[int], rows_at_once: int = 64) -> Tensor:
+def upsampled_argmax(logits: Tensor, size: Sequence[int], rows_at_once: int) -> Tensor:
     """Resize logits (C, h, w) to `size` (bilinear, no antialias) and take the argmax: uint8 (H, W).
 
-    It works by strips of rows, so that the memory it needs does not grow with the image's height.
+    It works by strips of `rows_at_once` rows, so that the memory it needs does not grow with the image's height.
     """
     (_, h, _), (height, width) = logits.shape, size
     # The source coordinates of bilinear resizing with aligned borders, as in torch's
@@ -88,7 +100,8 @@ def upsampled_argmax(logits: Tensor, size: Sequence[int], rows_at_once: int = 64
 def label_map(window_logits: Tensor, size: Sequence[int]) -> Tensor:
     """The label map, uint8 (H, W), of an image of `size` from its windows' logits (n, C, crop height, crop width)."""
     cover = cover_size(size, window_logits.shape[-2:])
-    return upsampled_argmax(merge_windows(window_logits, cover), size)
+    logits = merge_windows(window_logits, cover)
+    return upsampled_argmax(logits, size, rows_at_once=max(1, STRIP_ELEMENTS // (len(logits) * size[1])))
 
 
 def pooled_windows(

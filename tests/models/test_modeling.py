@@ -70,6 +70,17 @@ def test_a_batchs_loss_is_the_mean_of_its_images_losses(options):
     torch.testing.assert_close(together, torch.stack(apart).mean(), rtol=1e-5, atol=1e-6)
 
 
+def test_auxiliary_logits_are_handed_out_on_request():
+    model = build(head="mask2former")
+    pixel_values = torch.randn(2, 3, 32, 48)
+    with torch.no_grad():
+        asked, plain = model(pixel_values, output_auxiliary_logits=True), model(pixel_values)
+    assert plain.auxiliary_logits is None and len(asked.auxiliary_logits) == 9
+    shapes = {tuple(values.shape) for layer in asked.auxiliary_logits for values in layer.values()}
+    assert shapes == {(2, 100, 5), (2, 100, 4, 6)}
+    torch.testing.assert_close(asked.masks_queries_logits, plain.masks_queries_logits, rtol=1e-4, atol=1e-4)
+
+
 def test_cross_entropy_is_each_images_own_and_zero_without_labels():
     logits, labels = torch.randn(3, 5, 4, 6), torch.randint(0, 5, (3, 32, 48))
     labels[1, :20] = 255
