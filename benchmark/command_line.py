@@ -23,6 +23,8 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from benchmark.errors import UserError
 from benchmark.recipe import KEYS, Recipe, flatten
 
+UNIONS = (types.UnionType, typing.Union)  # Python has two kinds of them: of classes, and of anything else
+
 
 def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of `files`, each overriding those before it key by key, then of `--section.key value` flags.
@@ -150,7 +152,7 @@ _StrictLoader.add_implicit_resolver(
 
 def _fits(kind: Any, value: Any) -> bool:
     """Whether YAML's own distinction of texts and collections agrees with the type; a flag cannot tell."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
     if isinstance(value, str):
         return any(k is str or typing.get_origin(k) is Literal for k in kinds)
     if isinstance(value, (list, dict)):
@@ -163,8 +165,8 @@ def _describe(kind: Any) -> str:
     """A type in words, for an error message."""
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(arguments)
-    if isinstance(kind, types.UnionType):
+        return arguments[0] if len(arguments) == 1 else "one of " + ", ".join(arguments)
+    if typing.get_origin(kind) in UNIONS:
         return " or ".join(_describe(argument) for argument in arguments)
     if typing.get_origin(kind) is dict:
         return f"a mapping of {_describe(arguments[0])} to {_describe(arguments[1])}"

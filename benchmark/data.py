@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmark.errors import UserError
 from benchmark.models.windows import resize_to_cover
+from benchmark.preemption import outlive_signals
 from benchmark.transforms import DecodeError, decode_annotation, decode_image, training_sample
 
 
@@ -165,6 +166,7 @@ def _loader(samples: Dataset, num_workers: int, **batching) -> DataLoader:
         samples,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=outlive_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # a loader draws its workers' seeds; not from the state that the model draws from
         **batching,

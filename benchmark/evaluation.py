@@ -1,6 +1,6 @@
 """Sliding-window evaluation of one model on one split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,12 @@ class Evaluation:
     confusions: np.ndarray
     samples: list[Sample]
 
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """The confusion matrix of the whole split: int64 (label, prediction), in pixels."""
+        matrix = np.zeros((num_classes, num_classes), np.int64)
+        np.add.at(matrix, (self.confusions[:, 1], self.confusions[:, 2]), self.confusions[:, 3])
+        return matrix
+
 
 def evaluate(
     model: SegmentationModel,
@@ -50,6 +56,7 @@ def evaluate(
     batch_size: int,
     num_workers: int,
     sample_indices: Sequence[int] = (),
+    any_working: Callable[[bool], bool] = bool,
 ) -> Evaluation:
     """Score `model` on `split`, each image once whatever the number of processes.
 
@@ -57,6 +64,9 @@ def evaluate(
         model: unwrapped; its configuration says the crop and the normalisation.
         batch_size: windows in one forward.
         sample_indices: images to hand back with their predictions.
+        any_working: called before each forward with whether this process has windows left; what it hands back says
+            whether any process has. One that agrees over the processes keeps their forwards equal in number, which
+            sharded models need, and may end the evaluation by an exception.
     """
     config, device = model.config, accelerator.device
     crop = tuple(config.crop_size)
@@ -66,6 +76,10 @@ def evaluate(
     confusions, samples = [], []
 
     def forward(windows: Tensor) -> Tensor:
+        any_working(True)
+        return logits_of(windows)
+
+    def logits_of(windows: Tensor) -> Tensor:
         pixel_values = normalize(windows, config.image_mean, config.image_std)
         with accelerator.autocast():
             outputs = model(pixel_values=pixel_values)
@@ -87,6 +101,8 @@ def evaluate(
             if item["index"] in sample_indices:
                 arrays = (item["pixel_values"], item["labels"], prediction)
                 samples.append(Sample(item["index"], *(array.cpu().numpy() for array in arrays)))
+        while any_working(False):
+            logits_of(torch.zeros(batch_size, 3, *crop, dtype=torch.uint8, device=device))
     model.train(was_training)
 
     metric.confusion = accelerator.reduce(metric.confusion.to(device), "sum").cpu()

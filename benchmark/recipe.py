@@ -88,9 +88,11 @@ class Train:
 
     steps: PositiveInt = 40_000  # of the optimizer
     global_batch_size: PositiveInt = 16  # images in one optimizer step, over all processes
-    micro_batch_size: PositiveInt = field(default=16, metadata=MACHINE)  # the most that one process forwards at once
+    # The most that one process forwards at once; auto: the most that fits into its memory.
+    micro_batch_size: PositiveInt | Literal["auto"] = field(default=16, metadata=MACHINE)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = field(default=True, metadata=MACHINE)
+    deterministic: bool = field(default=False, metadata=MACHINE)  # a GPU then resumes bitwise, and is slower
     eval_every: PositiveInt = 1_000  # steps; the last step is always evaluated
     eval_batch_size: PositiveInt = field(default=16, metadata=MACHINE)  # windows in one forward
     log_every: PositiveInt = field(default=50, metadata=MACHINE)  # steps
@@ -104,7 +106,10 @@ class Output:
 
     dir: str | None = None  # the run folder; null: runs/<setting>/<encoder>-seed<seed>
     setting: str | None = None  # the experiment's name; null: the first recipe file's
-    hub_model_id: str | None = None
+    hub_model_id: str | None = None  # user/name: push the model there while it trains, as whoever is logged in
+    hub_private: bool = False  # of a repository that is made
+    push_every: PositiveInt | None = None  # steps; null: with every checkpoint
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # accelerate's names
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from benchmark.checkpoint import write_atomically
 from benchmark.errors import UserError
-from benchmark.pictures import panel  # noqa: F401
 
 METRICS = "metrics.jsonl"
 PROJECT = "vfm-segmentation"  # under which trackers that know projects file the run

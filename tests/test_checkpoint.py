@@ -2,14 +2,18 @@ import errno
 import json
 import os
 import stat
+import subprocess
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from benchmark import checkpoint
-from benchmark.checkpoint import find_problem, list_checkpoints, load_checkpoint, save_checkpoint
+from benchmark.checkpoint import Progress, find_checkpoint, find_problem, list_checkpoints, save_checkpoint
+from benchmark.errors import UserError, as_sentence
 
+RECIPE = {"seed": 0, "optim.lr": 0.01}
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
@@ -28,19 +32,30 @@ def step(model, optimizer):
     optimizer.zero_grad()
 
 
+def save_step(folder, number, model, optimizer, keep=2):
+    progress = Progress(step=number, reported=number, losses=[0.1 + number])
+    save_checkpoint(folder, Accelerator(), model, optimizer, progress, recipe=RECIPE, keep=keep)
+
+
 def save(folder, steps=(1,), keep=2):
     model, optimizer = build()
     for number in steps:
         step(model, optimizer)
-        save_checkpoint(folder, number, model, optimizer, {"losses": [0.1 + number]}, keep=keep, main=True)
+        save_step(folder, number, model, optimizer, keep)
     return model, optimizer
+
+
+def load_checkpoint(folder, model, optimizer, recipe=RECIPE):
+    """What a run that starts does: the newest sound one, or None."""
+    path = find_checkpoint(folder, Accelerator(), recipe)
+    return path and checkpoint.load_checkpoint(path, Accelerator(), model, optimizer)
 
 
 def test_a_run_goes_on_bitwise_from_a_checkpoint(tmp_path):
     model, optimizer = save(tmp_path, steps=(1, 2, 3))
     other, other_optimizer = build(seed=1)
     state = load_checkpoint(tmp_path, other, other_optimizer)
-    assert state == {"step": 3, "losses": [3.1]}
+    assert state == Progress(step=3, reported=3, losses=[3.1])
     for _ in range(3):
         step(model, optimizer)
         step(other, other_optimizer)
@@ -76,7 +91,7 @@ def test_a_damaged_file_is_noticed_and_the_checkpoint_before_is_used(tmp_path, c
     else:
         file.write_bytes(data if damage == "flip" else data[: len(data) // 2])
     assert find_problem(tmp_path / "step-00000001") is None
-    assert load_checkpoint(tmp_path, *build())["step"] == 1
+    assert load_checkpoint(tmp_path, *build()).step == 1
     assert "step-00000002 is skipped" in caplog.text
 
 
@@ -95,12 +110,24 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, number)
 
     monkeypatch.setattr(checkpoint, "write_durably", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(tmp_path, 2, model, optimizer, {}, keep=1, main=True)
+        save_step(tmp_path, 2, model, optimizer, keep=1)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000001"]
-    assert load_checkpoint(tmp_path, *build())["step"] == 1
+    assert load_checkpoint(tmp_path, *build()).step == 1
 
 
-def test_a_planted_pickle_does_not_run(tmp_path):
+def sign(folder, **changes):
+    """Write the manifest anew, as one does who may write into the folder."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    del manifest["sha256"]
+    for name, entry in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        entry |= {"size": len(data), "sha256": checkpoint._sha256(data)}
+    (folder / "manifest.json").write_bytes(checkpoint._signed(manifest))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_planted_pickle_does_not_run(tmp_path, name):
+    """Also where the manifest vouches for it."""
     save(tmp_path)
     folder, proof = tmp_path / "step-00000001", tmp_path / "proof"
 
@@ -108,14 +135,76 @@ def test_a_planted_pickle_does_not_run(tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {proof}",)
 
-    torch.save(Payload(), folder / "optimizer.safetensors")
-    data = (folder / "optimizer.safetensors").read_bytes()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["optimizer.safetensors"] = {"size": len(data), "sha256": checkpoint.hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match=r"(?i)header"):
-        load_checkpoint(tmp_path, *build())
+    torch.save(Payload(), folder / name)
+    if name != "manifest.json":
+        sign(folder)
+        with pytest.raises(Exception, match=r"(?i)header|decode"):
+            load_checkpoint(tmp_path, *build())
+    else:
+        assert load_checkpoint(tmp_path, *build()) is None
     assert not proof.exists()
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
+    save(tmp_path)
+    file = tmp_path / "step-00000001" / "manifest.json"
+    data = file.read_bytes()
+    for position in range(len(data)):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        assert find_problem(file.parent), position
+    file.write_bytes(data)
+    assert find_problem(file.parent) is None
+
+
+def test_the_manifest_says_step_recipe_and_world_size(tmp_path, caplog):
+    save(tmp_path)
+    manifest = json.loads((tmp_path / "step-00000001" / "manifest.json").read_text())
+    assert manifest["step"] == 1 and manifest["world_size"] == 1
+    assert set(manifest["files"]) == {name for name in FILES if name != "manifest.json"}
+    assert load_checkpoint(tmp_path, *build(), recipe=RECIPE | {"seed": 1}) is None
+    assert "another recipe" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model, optimizer = save(tmp_path)
+    with torch.no_grad():
+        model[1].weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"1\.weight is not finite after step 2"):
+        save_step(tmp_path, 2, model, optimizer, keep=1)
+    assert load_checkpoint(tmp_path, *build()).step == 1
+
+
+def test_a_checkpoint_without_an_optimizer_is_refused_in_one_sentence(tmp_path):
+    """As DeepSpeed leaves it, whose optimizer only pickles."""
+    save(tmp_path)
+    folder = tmp_path / "step-00000001"
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    del files["optimizer.safetensors"]
+    (folder / "optimizer.safetensors").unlink()
+    sign(folder, files=files)
+    with pytest.raises(UserError, match="DeepSpeed, which can only pickle") as error:
+        load_checkpoint(tmp_path, *build())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kibibytes", [20, 24, 28, 32])
+def test_a_disk_that_is_full_in_truth(tmp_path, kibibytes):
+    """A tmpfs that has room for one checkpoint and a part of another."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = f"size={kibibytes}k"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("a tmpfs can only be mounted by root")
+    try:
+        model, optimizer = save(disk, steps=(1,), keep=1)
+        with pytest.raises(OSError, match="No space left") as error:
+            for number in range(2, 5):
+                save_step(disk, number, model, optimizer, keep=5)
+        assert "No space is left on the disk" in as_sentence(error.value)
+        assert load_checkpoint(disk, *build()).step == number - 1
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path):

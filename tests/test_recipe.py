@@ -112,8 +112,8 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
         "seed",
         *(f"data.{key}" for key in ("root", "cache_dir", "num_workers")),
         *(f"model.{key}" for key in ("encoder", "pretrained", "checkpoint", "image_mean", "image_std")),
-        *(f"train.{key}" for key in ("micro_batch_size", "compile", "eval_batch_size", "log_every")),
-        *(f"train.{key}" for key in ("checkpoint_every", "keep_checkpoints")),
+        *(f"train.{key}" for key in ("micro_batch_size", "compile", "deterministic", "eval_batch_size")),
+        *(f"train.{key}" for key in ("log_every", "checkpoint_every", "keep_checkpoints")),
         *(key for key in KEYS if key.startswith("output.")),
     }
 

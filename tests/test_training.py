@@ -1,29 +1,37 @@
 """The main job, in real processes: what it leaves, how it resumes, and that a step's split changes nothing."""
 
+import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 import torch
-from launching import launch, run_python
-from safetensors.torch import load_file
+from accelerate import Accelerator
+from interrupted import metrics, outcome, run
+from launching import run_python
 
+from benchmark.assembly import prepare_datasets, start_accelerator
 from benchmark.command_line import CommandParser
+from benchmark.data import sample_index
 from benchmark.errors import UserError
+from benchmark.micro_batch import largest_micro_batch, share_of_step
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.modeling import SegmentationModel
 from benchmark.training import train
 from data_scripts import prepare
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """A process takes the machine's cores by as many as share it: here one, for tests that run beside others."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1024")
 
 
 def parse(flags):
     parser = CommandParser()
     parser.add_recipe()
     return parser.parse_recipe(flags)[1]
-
-
-def read_metrics(folder):
-    """The lines of metrics.jsonl, without what depends on the clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("speed/")} for line in lines]
 
 
 def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_path):
@@ -36,10 +44,10 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
     assert "mean IoU" in done.stdout and f"{100 * results['mean_iou']:.2f}" in done.stdout
     assert results["step"] == 6 and results["encoder"] == "test_vit" and results["setting"] == "tiny"
     assert results["dataset_fingerprint"]["counts"].keys() == {"train", "validation"}
-    tags = {tag for line in read_metrics(folder) for tag in line}
+    tags = {tag for line in metrics(folder) for tag in line}
     assert {"train/loss", "train/lr", "train/encoder_lr", "val/mean_iou", "val/iou/circle"} <= tags
-    assert [line["step"] for line in read_metrics(folder) if "train/loss" in line] == [2, 4, 6]
-    assert [line["step"] for line in read_metrics(folder) if "val/mean_iou" in line] == [3, 6]
+    assert [line["step"] for line in metrics(folder) if "train/loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in metrics(folder) if "val/mean_iou" in line] == [3, 6]
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = run_python("train.py", *tiny)
@@ -56,20 +64,10 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
         assert evaluated[key] == results[key]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, processes, capsys):
+def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, capsys):
     """The folder is put back to what a kill after step 4 leaves: the checkpoint of step 3, and lines beyond it."""
     folder, cut = tmp_path / "run", tmp_path / "cut"
-
-    def go(processes, flags):
-        if processes == 1:
-            train(parse(flags))
-            return capsys.readouterr().out
-        done = launch(processes, "train.py", *flags)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    go(processes, [*tiny, "--train.keep_checkpoints", "5"])
+    train(parse([*tiny, "--train.keep_checkpoints", "5"]))
     shutil.copytree(folder, cut)
     for name in ("checkpoints/step-00000006", "model"):
         shutil.rmtree(cut / name)
@@ -77,12 +75,11 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, pro
         (cut / name).unlink()
     lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
     (cut / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:10])
+    capsys.readouterr()
 
-    assert "Going on after step 3" in go(processes, [*tiny, "--output.dir", str(cut)])
-    assert read_metrics(cut) == read_metrics(folder)
-    for name in ("model/model.safetensors", "checkpoints/step-00000006/optimizer.safetensors"):
-        first, second = load_file(folder / name), load_file(cut / name)
-        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    train(parse([*tiny, "--output.dir", str(cut)]))
+    assert "Going on after step 3" in capsys.readouterr().out
+    assert outcome(cut) == outcome(folder)
 
 
 def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path):
@@ -91,11 +88,11 @@ def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path
     for name, processes, micro_batch in (("at once", 1, 4), ("one by one", 1, 1), ("two processes", 2, 2)):
         folder = tmp_path / name
         options = ["--train.micro_batch_size", str(micro_batch), "--train.log_every", "1", "--output.dir", str(folder)]
-        done = launch(processes, "tests/helpers/first_gradients.py", str(tmp_path / f"{name}.pt"), *tiny, *options)
-        assert done.returncode == 0, done.stderr
+        log, environment = tmp_path / f"{name}.log", {"FIRST_GRADIENTS": str(tmp_path / f"{name}.pt")}
+        assert run([*tiny, *options], log, processes, environment=environment) == [0] * processes, log.read_text()
         assert json.loads((folder / "results.json").read_text())["world_size"] == processes
         gradients[name] = torch.load(tmp_path / f"{name}.pt")
-        losses[name] = [line["train/loss"] for line in read_metrics(folder) if "train/loss" in line]
+        losses[name] = [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
     largest = max(gradient.abs().max() for gradient in gradients["at once"])
     assert largest > 1e-3
     for name in ("one by one", "two processes"):
@@ -117,7 +114,7 @@ def test_training_learns(tiny, tmp_path):
         "40",
     ]
     train(parse([*tiny, *options]))
-    losses = [line["train/loss"] for line in read_metrics(tmp_path / "run") if "train/loss" in line]
+    losses = [line["train/loss"] for line in metrics(tmp_path / "run") if "train/loss" in line]
     assert losses[-1] < losses[0] * 6 / 7
 
 
@@ -127,23 +124,111 @@ def test_train_on_one_dataset_and_validate_on_another_reports_each_apart(tiny, t
     results = train(parse([*tiny, "--data.val", "[shapes, other]"]))
     assert results["datasets"].keys() == {"shapes", "other"}
     assert results["mean_iou"] == results["datasets"]["shapes"]["mean_iou"]
-    tags = {tag for line in read_metrics(tmp_path / "run") for tag in line}
+    tags = {tag for line in metrics(tmp_path / "run") for tag in line}
     assert {"val/shapes/mean_iou", "val/other/mean_iou", "val/other/iou/star"} <= tags
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny):
-    with pytest.raises(UserError, match=r"The loss of step \d is (nan|inf)"):
-        train(parse([*tiny, "--optim.lr", "1e30"]))
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(tiny, tmp_path, cache_dir):
+    with pytest.raises(UserError, match=r"The loss of step \d is (nan|inf)") as error:
+        train(parse([*tiny, "--optim.lr", "1e30", "--train.log_every", "1"]))
+    step = int(re.search(r"step (\d)", str(error.value))[1])
+    split = prepare("shapes", root="data", cache_dir=cache_dir).splits["train"]
+    rows = [sample_index(position, len(split), seed=0) for position in range(4 * step - 4, 4 * step)]
+    assert all((split[row]["image"]["path"] or f"row {row}") in str(error.value) for row in rows)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
 
 
-def test_other_training_data_are_refused_on_resume(tiny, tmp_path):
+def test_weights_that_are_lost_leave_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    """The loss tells a step later than the weights: the checkpoint of the step between would be of no use."""
+
+    def step(self, *args, original=torch.optim.AdamW.step, **kwargs):
+        original(self, *args, **kwargs)
+        step.count += 1
+        if step.count == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    step.count = 0
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(UserError, match="not finite after step 4"):
+        train(parse([*tiny, "--train.checkpoint_every", "2", "--train.keep_checkpoints", "1"]))
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000002"]
+
+
+def test_the_end_of_memory_says_which_size_to_try_next(tiny, monkeypatch):
+    def forward(self, pixel_values, labels=None, positions=None, original=SegmentationModel.forward):
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(self, pixel_values, labels, positions)
+
+    monkeypatch.setattr(SegmentationModel, "forward", forward)
+    with pytest.raises(UserError, match=r"micro batch of 4 images does not fit.*set train.micro_batch_size to 2\."):
+        train(parse(tiny))
+    with pytest.raises(UserError, match=r"16 windows at once does not fit.*set train.eval_batch_size to 8\."):
+        train(parse([*tiny, "--train.micro_batch_size", "2"]))
+
+
+@pytest.mark.parametrize("head", ["linear", "mask2former"])
+def test_the_largest_micro_batch_is_found_and_nothing_is_left_of_the_trial(head, monkeypatch):
+    model = SegmentationModel(SegmentationConfig("test_vit", head, crop_size=(32, 32), num_points=16)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random, tried, original = torch.get_rng_state(), [], model.forward
+
+    def forward(pixel_values, labels, positions):
+        tried.append(len(pixel_values))
+        torch.rand(1)
+        outputs = original(pixel_values, labels, positions)
+        if len(pixel_values) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return outputs
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert largest_micro_batch(model, [12, 6, 4, 3, 2, 1], Accelerator()) == 3
+    assert tried == [12, 6, 4, 3]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(UserError, match="one image does not fit"):
+        largest_micro_batch(model, [12, 6], Accelerator())
+
+
+def test_on_a_cpu_auto_is_a_divisor_of_at_most_16(tiny):
+    recipe = parse([*tiny, "--train.micro_batch_size", "auto", "--train.global_batch_size", "60"])
+    assert share_of_step(recipe, 1) == (15, 4) and share_of_step(recipe, 2) == (15, 2)
+
+
+def test_deterministic_algorithms_where_the_recipe_says_so(tiny):
+    try:
+        start_accelerator(parse([*tiny, "--train.deterministic", "true"]))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_deterministic_run_resumes_bitwise(tiny, tmp_path):
+    flags = [*tiny, "--train.deterministic", "true", "--train.precision", "bf16", "--output.dir"]
+    train(parse([*flags, str(tmp_path / "whole")]))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000006")
+    (tmp_path / "cut/results.json").unlink()
+    train(parse([*flags, str(tmp_path / "cut")]))
+    torch.use_deterministic_algorithms(False)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_auto_finds_a_micro_batch(tiny, capsys):
+    train(parse([*tiny, "--train.micro_batch_size", "auto", "--train.global_batch_size", "8"]))
+    assert "micro batch 8 = 8" in capsys.readouterr().out
+
+
+def test_other_training_data_are_refused_on_resume(tiny, tmp_path, monkeypatch):
     train(parse(tiny))
-    folder = tmp_path / "run"
-    (folder / "results.json").unlink()
-    for state in folder.glob("checkpoints/*/state.json"):
-        manifest = json.loads((state.parent / "manifest.json").read_text())
-        del manifest["state.json"]
-        (state.parent / "manifest.json").write_text(json.dumps(manifest))
-        state.write_text(json.dumps(json.loads(state.read_text()) | {"digest": "another"}))
+    (tmp_path / "run/results.json").unlink()
+    shapes = prepare_datasets(parse(tiny), Accelerator())["shapes"]
+    other = dataclasses.replace(shapes, fingerprint=shapes.fingerprint | {"digest": "another"})
+    monkeypatch.setattr("benchmark.assembly.prepare_dataset", lambda recipe, name: other)
     with pytest.raises(UserError, match="was trained on other files of shapes"):
         train(parse(tiny))

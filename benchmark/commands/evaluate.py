@@ -15,41 +15,43 @@ from benchmark.recipe import Recipe
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark evaluate", description=__doc__)
-    parser.add_argument("--model", required=True, help="a model folder, such as runs/x/model")
+    parser.add_argument("--model", required=True, help="a model folder, such as runs/x/model, or user/name on the Hub")
     parser.add_recipe(required=False)
     parser.add_argument("--output", help="a file for the results as JSON")
     own, overrides = parser.parse_known_args(arguments)
-    beside = Path(own.model).parent / "recipe.yaml"
-    if not own.recipe and not beside.exists():
-        raise UserError(f"There is no recipe beside {own.model} ({beside}): name one with --recipe.")
-    evaluate(own.model, load_recipe(own.recipe or [str(beside)], overrides), own.output)
+    from benchmark.hub import beside, model_folder
+
+    folder = model_folder(own.model)
+    recipe = beside(folder, "recipe.yaml")
+    if not own.recipe and not recipe:
+        raise UserError(f"There is no recipe.yaml beside {own.model}: name a recipe with --recipe.")
+    evaluate(folder, load_recipe(own.recipe or [str(recipe)], overrides), own.output)
 
 
-def evaluate(model_name: str, recipe: Recipe, output: str | None) -> dict:
+def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
     """Score the model as `recipe` says, print the table and return (and write to `output`) what results.json holds."""
     from benchmark import assembly, results
     from benchmark.evaluation import format_table
-    from benchmark.models.modeling import SegmentationModel, parameter_counts
+    from benchmark.hub import beside, load_model
+    from benchmark.models.modeling import parameter_counts
 
     accelerator = assembly.start_accelerator(recipe)
-    if not (Path(model_name) / "config.json").exists():
-        raise UserError(f"{model_name} is not a model folder: name one that holds a config.json, such as runs/x/model.")
-    model = SegmentationModel.from_pretrained(model_name).to(accelerator.device)
+    model = load_model(folder).to(accelerator.device)
     if recipe.train.compile:
         model.compile_blocks()
     datasets = assembly.prepare_datasets(recipe, accelerator, names=recipe.data.val)
     for name, dataset in datasets.items():
         if list(dataset.classes) != list(model.config.id2label.values()):
             raise UserError(
-                f"{model_name} was trained on other classes than those of {name}: name another one in data.val."
+                f"{folder} was trained on other classes than those of {name}: name another one in data.val."
             )
 
     start = time.perf_counter()
     evaluations = assembly.evaluate_datasets(recipe, model, datasets, accelerator)
     seconds = time.perf_counter() - start
 
-    run = Path(model_name).parent / results.RESULTS
-    trained = json.loads(run.read_text()) if run.exists() else {}
+    run = beside(folder, results.RESULTS)
+    trained = json.loads(run.read_text()) if run else {}
     total, trainable = parameter_counts(model)
     fingerprints = {name: dataset.fingerprint for name, dataset in datasets.items()}
     measured = {

@@ -49,7 +49,7 @@ def measure(recipe: Recipe, steps: int) -> dict[str, float | int | str]:
         forwards = accelerator.num_processes * accelerator.gradient_accumulation_steps  # in one step
         micro = recipe.train.global_batch_size // forwards
         seconds = _time_steps(run, synthetic_batch(micro, recipe.data.crop, len(classes)), steps)
-        run.tracking.close()
+        run.reporter.close()
         accelerator.end_training()
     machine = describe_machine(accelerator)
     return {

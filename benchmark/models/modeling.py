@@ -37,6 +37,9 @@ class SegmentationModel(PreTrainedModel):
             self.encoder.freeze()
         self.post_init()
 
+    def get_input_embeddings(self) -> None:
+        """None: there is no table of tokens, which HuggingFace and FSDP would look for."""
+
     def _init_weights(self, module: nn.Module) -> None:
         """Leave weights as timm and PyTorch initialised them: HuggingFace's default would overwrite pretrained ones."""
 

@@ -1,0 +1,212 @@
+"""Pushing and loading by name, against a server on the loopback, with the real huggingface_hub."""
+
+import json
+import logging
+import threading
+
+import huggingface_hub.constants as hub_constants
+import pytest
+import torch
+from hub_server import TOKEN, Hub
+from launching import run_python
+from safetensors.torch import load_file, save_file
+
+from benchmark import hub as hub_module
+from benchmark.errors import UserError
+from benchmark.hub import Pusher, load_model, model_folder, write_snapshot
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.modeling import SegmentationModel
+
+REPO = "me/shapes-tiny"
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    """This process's huggingface_hub talks to `hub`, logged in, and is patient for milliseconds only."""
+    monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub_module, "WAITS", (0.01,) * 5)
+    monkeypatch.setattr(
+        hub_module.time, "sleep", lambda seconds, sleep=hub_module.time.sleep: sleep(min(seconds, 0.01))
+    )
+    return hub
+
+
+def write(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    SegmentationModel(SegmentationConfig(encoder="test_vit", crop_size=(32, 32))).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_each_push_is_one_commit_and_the_last_is_waited_for(online, tmp_path):
+    pusher = Pusher(REPO, private=True, folder=tmp_path)
+    pusher.push(10, write("ten"))
+    assert pusher.finish(write("last"))
+    assert [message for message, _ in online.repos[REPO]] == ["first", "Step 10", "The finished model"]
+    assert online.files(REPO) == {"config.json": b"last"}
+    assert online.private[REPO]
+    assert not (tmp_path / ".push").exists()
+
+
+def test_a_push_does_not_wait_for_the_one_before_it_and_is_left_out(online, tmp_path):
+    gate = threading.Event()
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    online.refuse = lambda number: not gate.wait(30)
+    for step in (1, 2, 3):
+        pusher.push(step, write(str(step)))
+    assert not pusher.running.done()
+    gate.set()
+    assert pusher.finish(write("last"))
+    assert [message for message, _ in online.repos[REPO]][1:] == ["Step 1", "The finished model"]
+
+
+def test_two_refusals_of_three_requests_are_outlasted(online, tmp_path):
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    online.refuse = lambda number: number % 3 != 0
+    pusher.push(1, write("one"))
+    assert pusher.finish(write("last"))
+    assert [message for message, _ in online.repos[REPO]][1:] == ["Step 1", "The finished model"]
+
+
+def test_a_hub_that_is_gone_is_warned_about_and_ends_nothing(online, tmp_path, caplog):
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    online.refuse = lambda number: True
+    pusher.push(1, write("one"))
+    assert not pusher.finish(write("last"))
+    warned = [record.getMessage() for record in caplog.records if record.name == "benchmark.hub"]
+    assert warned == [
+        f"{what} could not be pushed to {REPO} (status 503); the run goes on without."
+        for what in ("Step 1", "The finished model")
+    ]
+    assert all(record.levelno == logging.WARNING for record in caplog.records if record.name == "benchmark.hub")
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (lambda hub, patch: patch.delenv("HF_TOKEN"), "needs a login to the Hub"),
+        (lambda hub, patch: patch.setenv("HF_TOKEN", "hf_wrong"), r"may not push to me/shapes-tiny .* 401"),
+        (lambda hub, patch: setattr(hub, "forbid", True), r"may not push to me/shapes-tiny .* 403"),
+    ],
+)
+def test_who_may_not_push_is_told_before_training(online, tmp_path, monkeypatch, break_it, sentence):
+    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    break_it(online, monkeypatch)
+    with pytest.raises(UserError, match=sentence):
+        Pusher(REPO, private=False, folder=tmp_path)
+
+
+def test_a_name_that_no_repository_can_have_is_told(online, tmp_path):
+    with pytest.raises(UserError, match="must be user/name, not a/b/c"):
+        Pusher("a/b/c", private=False, folder=tmp_path)
+
+
+def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    for name, sentence in {
+        str(tmp_path / "run"): "is not a model folder: name one that holds",
+        str(tmp_path / "nothing"): "There is no model folder",
+        "me/nothing": "no model on the Hub called me/nothing",
+        "me/a name": "neither a folder nor a name",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            model_folder(name)
+    monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        model_folder("me/nothing")
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        model_folder("me/nothing")
+
+
+def test_a_run_folder_is_answered_with_its_models(saved):
+    with pytest.raises(UserError, match=f"name {saved}"):
+        model_folder(str(saved.parent))
+
+
+def test_another_projects_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="not a model of this project"):
+        model_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "shape"])
+def test_weights_that_cannot_be_loaded_end_in_one_sentence(saved, damage):
+    file = saved / "model.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "torn":
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        weights = load_file(file)
+        weights["head.classifier.weight"] = weights["head.classifier.weight"][:1].clone()
+        save_file(weights, file, metadata={"format": "pt"})
+    expected = {
+        "missing": "has no weights",
+        "torn": "are torn",
+        "shape": r"head\.classifier\.weight of shape \[1, 64\]",
+    }
+    with pytest.raises((UserError, ValueError), match=expected[damage]) as caught:
+        load_model(saved)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_snapshot_loads_as_a_model_and_holds_the_run(saved, tmp_path):
+    model = load_model(saved)
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events").write_text("x")
+    target = tmp_path / "snapshot"
+    target.mkdir()
+    write_snapshot(
+        target, tmp_path, model=model, weights=model.state_dict(), results={"a": 1}, card="# x", picture=b"png"
+    )
+    assert torch.equal(load_model(target).head.classifier.weight, model.head.classifier.weight)
+    names = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.suffix != ".py"}
+    assert names >= {"README.md", "recipe.yaml", "results.json", "panel.png", "tensorboard/events", "config.json"}
+    assert {"preprocessor_config.json", "model.safetensors"} <= names
+
+
+def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(hub, tiny, tmp_path, cache_dir):
+    """With two of three requests refused during training; the token is nowhere in what is left or pushed."""
+    hub.refuse = lambda number: number % 3 != 0
+    environment = hub.environment(tmp_path / "hf")
+    done = run_python("train.py", *tiny, "--output.hub_model_id", REPO, **environment)
+    assert done.returncode == 0, done.stderr
+    hub.refuse = lambda number: False
+    assert [message for message, _ in hub.repos[REPO]][-1] == "The finished model"
+    files, folder = hub.files(REPO), tmp_path / "run"
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        assert files[name] == (folder / "model" / name).read_bytes()
+    for name in ("recipe.yaml", "results.json"):
+        assert files[name] == (folder / name).read_bytes()
+    assert any(name.startswith("tensorboard/events") for name in files) and "panel.png" in files
+    assert hub.cards[-1] == files["README.md"].decode() and "model-index" in hub.cards[-1]
+
+    scored = run_python(
+        "-m", "benchmark", "evaluate", "--model", REPO, "--output", str(tmp_path / "again.json"), **environment
+    )
+    assert scored.returncode == 0, scored.stderr
+    again, results = (json.loads(path.read_text()) for path in (tmp_path / "again.json", folder / "results.json"))
+    assert again["mean_iou"] == results["mean_iou"] and again["iou"] == results["iou"]
+
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    pushed = [data for _, commit in hub.repos[REPO] for data in commit.values()]
+    assert not any(TOKEN.encode() in data for data in left + pushed)
+    assert TOKEN not in done.stdout + done.stderr

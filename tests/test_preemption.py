@@ -1,0 +1,191 @@
+"""What asks a run to end, when, and in which process: all end with status 75, and go on as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+from interrupted import Blow, outcome, run
+from launching import ROOT
+
+from benchmark.preemption import Preempted, Preemption
+
+TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+
+
+@pytest.fixture
+def train(tiny, tmp_path):
+    """Train into the folder `name` with the processes' exit statuses as the result."""
+
+    def go(name, processes=1, blow=None, more=(), **options):
+        flags = [*tiny, "--output.dir", str(tmp_path / name), *more]
+        return run(flags, tmp_path / f"{name}.log", processes, blow, **options)
+
+    go.log = lambda name: (tmp_path / f"{name}.log").read_text()
+    return go
+
+
+@pytest.mark.parametrize(
+    "processes, blows",
+    [
+        (1, [Blow("step", 2, TERM), Blow("evaluate", 70, USR1), Blow("write", 2, INT)]),
+        (2, [Blow("evaluate", 3, TERM, rank=1)]),
+        pytest.param(
+            2,
+            [
+                Blow(event, count, number, rank)
+                for event, count in (("step", 1), ("step", 4), ("evaluate", 1), ("evaluate", 60), ("log", 3))
+                for number in (TERM, USR1, INT)
+                for rank in (0, 1)
+                if (event, rank) != ("log", 1)
+            ],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_signal_to_one_process_ends_all_with_75_and_loses_nothing(train, tmp_path, processes, blows):
+    workers = ["--data.num_workers", "2"] if processes == 2 else []
+    assert train("whole", processes) == [0] * processes
+    expected = outcome(tmp_path / "whole")
+    for number, blow in enumerate(blows):
+        name = f"cut{number}"
+        assert train(name, processes, blow, workers) == [75] * processes, (str(blow), train.log(name))
+        marker = json.loads((tmp_path / name / "preempted.json").read_text())
+        assert (tmp_path / name / f"checkpoints/step-{marker['step']:08d}").is_dir()
+        assert not (tmp_path / name / "results.json").exists()
+        assert train(name, processes) == [0] * processes, train.log(name)
+        assert outcome(tmp_path / name) == expected, str(blow)
+        assert not (tmp_path / name / "preempted.json").exists()
+
+
+def test_a_signal_in_an_evaluation_that_goes_on_after_one_does_so_again(train, tmp_path):
+    """Twice in the evaluation of one step, and then killed: its lines stand in metrics.jsonl once."""
+    train("whole")
+    assert train("cut", blow=Blow("evaluate", 2, TERM)) == [75]
+    assert train("cut", blow=Blow("evaluate", 2, TERM)) == [75]
+    assert train("cut", blow=Blow("step", 1, signal.SIGKILL)) == [-9]
+    assert train("cut") == [0]
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_process_that_is_stuck_is_named(train):
+    short = {
+        "preemption__AGREEMENT_TIMEOUT": timedelta(seconds=4),
+        "assembly__COLLECTIVE_TIMEOUT": timedelta(seconds=4),
+    }
+    statuses = train(
+        "run", 2, Blow("step", 2, signal.SIGSTOP, rank=1), preemption__ROLL_CALL_TIMEOUT=timedelta(seconds=4), **short
+    )
+    assert statuses == [2, -signal.SIGKILL]
+    sentence = [line for line in train.log("run").splitlines() if line.startswith("error:")]
+    assert len(sentence) == 1 and "Ranks 1 failed" in sentence[0]
+
+
+class Alone:
+    """As much of an accelerator as one process needs."""
+
+    num_processes, is_main_process, wait_for_everyone = 1, True, staticmethod(lambda: None)
+
+
+def test_a_signal_and_its_echo_are_one_and_a_second_one_ends_at_once(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from benchmark import preemption\n"
+        "class Alone: num_processes, is_main_process = 1, True\n"
+        "with preemption.Preemption(Alone, Path(sys.argv[1])) as watch:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('lives', flush=True)\n"
+        "    watch.asked_at -= 2\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('lives on', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "m")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -TERM and done.stdout == "lives\n", done.stderr
+
+
+def test_the_handlers_of_before_are_back_after_a_run(tmp_path):
+    before = {number: signal.getsignal(number) for number in (TERM, USR1, INT)}
+    with Preemption(Alone, tmp_path / "marker") as watch:
+        assert signal.getsignal(TERM) == watch._note
+        watch.check()
+        assert watch.any_working(True) and not watch.any_working(False)
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_lost_launcher_asks_to_end_but_a_lost_shell_does_not(tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    shell = Preemption(Alone, tmp_path / "marker")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    launched = Preemption(Alone, tmp_path / "marker")
+    shell.check()
+    launched.check()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    shell.check()
+    with pytest.raises(Preempted) as end:
+        launched.check()
+    assert end.value.code == 75
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "processes, number",
+    [(1, TERM), pytest.param(2, TERM, marks=pytest.mark.slow), pytest.param(2, USR1, marks=pytest.mark.slow)],
+)
+def test_a_signal_to_the_launcher(tiny, tmp_path, processes, number):
+    """Each process stands in a shell that writes its status down, for the launcher hides it."""
+    folder = tmp_path / "run"
+    flags = [*tiny, "--train.steps", "100000", "--train.log_every", "1", "--train.eval_every", "100000"]
+    # A signal to the group reaches the shell, too, which must live to write.
+    shell = f'trap "" TERM USR1; {sys.executable} train.py "$@"; echo $? > {tmp_path}/status-$RANK'
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_machines",
+        "1",
+        "--num_processes",
+        str(processes),
+    ]
+    command += ["--main_process_port", "0", "--multi_gpu"] if processes > 1 else []
+    command += ["--no_python", "sh", "-c", shell, "sh"] if processes > 1 else ["train.py"]
+    environment = {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    }
+    launcher = subprocess.Popen([*command, *flags], cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") > 2)
+    launcher.send_signal(number)
+    wait_for((folder / "preempted.json").exists)
+    assert launcher.wait(60) != 0
+    if processes > 1:
+        wait_for((tmp_path / "status-1").exists)
+        assert {(tmp_path / f"status-{rank}").read_text() for rank in range(2)} == {"75\n"}
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_the_others_within_a_minute(tiny, tmp_path):
+    folder = tmp_path / "run"
+    flags = [*tiny, "--train.steps", "100000", "--train.log_every", "1", "--train.eval_every", "100000"]
+    shell = f'echo $$ > {tmp_path}/pid-$RANK; exec {sys.executable} train.py "$@"'
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"]
+    command += ["--main_process_port", "0", "--multi_gpu", "--no_python", "sh", "-c", shell, "sh"]
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen([*command, *flags], cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") > 2)
+    pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
+    os.kill(pids[1], signal.SIGKILL)
+    assert launcher.wait(60) != 0
+    assert not os.path.exists(f"/proc/{pids[0]}")
