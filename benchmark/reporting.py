@@ -131,7 +131,8 @@ class Reporter:
         self.close()
         results = self._results(evaluations)
         if self.accelerator.is_main_process:
-            self._bare_model().save_pretrained(self.folder / "model", state_dict=weights)
+            # A copy of the dict, which transformers empties while it writes.
+            self._bare_model().save_pretrained(self.folder / "model", state_dict=dict(weights))
             processor(self.config).save_pretrained(self.folder / "model")
             write_confusions(self.folder / CONFUSION, evaluations)
             write_results(self.folder / RESULTS, results)

@@ -179,7 +179,8 @@ def test_a_signal_to_the_launcher(tiny, tmp_path, processes, number):
 def test_a_rank_that_dies_ends_the_others_within_a_minute(tiny, tmp_path):
     folder = tmp_path / "run"
     flags = [*tiny, "--train.steps", "100000", "--train.log_every", "1", "--train.eval_every", "100000"]
-    shell = f'echo $$ > {tmp_path}/pid-$RANK; exec {sys.executable} train.py "$@"'
+    # The launcher reads $$ as one $.
+    shell = f'echo $$$$ > {tmp_path}/pid-$RANK; exec {sys.executable} train.py "$@"'
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"]
     command += ["--main_process_port", "0", "--multi_gpu", "--no_python", "sh", "-c", shell, "sh"]
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

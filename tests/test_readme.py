@@ -1,0 +1,89 @@
+"""Every command of the README is parsed by what it calls, and every file it names is there."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from launching import ROOT
+
+from benchmark.__main__ import COMMANDS
+from benchmark.assembly import describe
+from benchmark.command_line import CommandParser
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+ASSIGNMENT = re.compile(r"[A-Z_]+=\S+")
+
+
+def commands() -> list[list[str]]:
+    parts = [part for line in LINES if line and not line.startswith("#") for part in line.split("&&")]
+    words = [shlex.split(part) for part in parts]
+    return [[word for word in command if not ASSIGNMENT.fullmatch(word)] for command in words]
+
+
+def test_there_are_commands():
+    assert ["pytest"] in commands() and len(commands()) > 8
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_a_command_is_one_that_works(command, capsys):
+    program = command[0]
+    if program == "accelerate" and command[1] == "launch":
+        check_launch(command[2:])
+    elif program == "python" and command[1] == "-m":
+        assert command[2] == "benchmark" and command[3] in COMMANDS
+        check_flags(command)
+    elif program == "python":
+        check_launch(command[1:])
+    else:
+        # What is not ours: pip's editable installs, pytest, and programs that the dependencies bring.
+        assert program in ("pip", "pytest", "tensorboard", "lint-imports", "ruff", "sbatch", "cd", "git")
+
+
+def check_launch(words: list[str]) -> None:
+    script = words.index("train.py")
+    if "--config_file" in words:
+        assert (ROOT / words[words.index("--config_file") + 1]).is_file()
+    parser = CommandParser()
+    parser.add_recipe()
+    parser.add_argument("--resume")
+    parser.add_argument("--dry_run", action="store_true")
+    _, recipe = parser.parse_recipe(words[script + 1 :])
+    describe(recipe)
+
+
+def check_flags(command: list[str]) -> None:
+    """The command's own --help knows each of its flags, but for overrides of the recipe."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmark", command[3], "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for word in command[4:]:
+        assert not word.startswith("--") or word in done.stdout
+    for word in command[4:]:
+        if word.endswith(".yaml"):
+            assert (ROOT / word).is_file()
+
+
+def test_every_file_that_is_named_exists():
+    named = set(re.findall(r"\]\(([\w./-]+)\)", README)) | set(re.findall(r"`([\w/]+\.(?:py|yaml|md|sh))`", README))
+    made = {"results.json", "recipe.yaml"}
+    for name in named - made:
+        places = (ROOT / name, ROOT / "benchmark" / name, ROOT / "benchmark/models" / name)
+        assert any(place.exists() for place in places), name
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "pip install -e '.[test]' && pytest" in README
+    ci = (ROOT / ".ci/run").read_text()
+    assert "pip install" in ci and "-e '.[test]'" in ci and "\npytest" in ci
+
+
+def test_train_py_is_short_and_knows_only_what_it_may():
+    text = (ROOT / "train.py").read_text()
+    assert text.count("\n") < 40
+    imported = re.findall(r"^\s*from (\S+) import", text, flags=re.M)
+    assert set(imported) <= {"benchmark", "benchmark.errors", "benchmark.command_line", "benchmark.training"}
