@@ -1,7 +1,9 @@
 """Errors are product: what a user can mend ends in one sentence and exit status 2, without a traceback."""
 
 import errno
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,5 +37,7 @@ def exit_with_one_sentence() -> Iterator[None]:
         sentence = as_sentence(error)
         if sentence is None:
             raise
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(3)  # where the first process says the same, the launcher ends this one meanwhile
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
