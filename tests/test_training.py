@@ -106,7 +106,16 @@ def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path
 
 def test_training_learns(tiny, tmp_path):
     """The loss of a run of 40 steps falls by more than a seventh."""
-    options = "--train.steps 40 --train.log_every 5 --train.eval_every 40 --train.checkpoint_every 40".split()
+    options = [
+        "--train.steps",
+        "40",
+        "--train.log_every",
+        "5",
+        "--train.eval_every",
+        "40",
+        "--train.checkpoint_every",
+        "40",
+    ]
     train(parse([*tiny, *options]))
     losses = [line["train/loss"] for line in metrics(tmp_path / "run") if "train/loss" in line]
     assert losses[-1] < losses[0] * 6 / 7
