@@ -16,6 +16,7 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -71,6 +72,8 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(NEEDED)))
     except HFValidationError:
         raise UserError(f"{name} is neither a folder nor a name that a model on the Hub can have.") from None
+    except GatedRepoError:
+        raise UserError(f"The owner of {name} on the Hub wants to be asked first: ask there, and log in.") from None
     except RepositoryNotFoundError:
         raise UserError(
             f"There is no folder and no model on the Hub called {name} that you may read: check the name, "

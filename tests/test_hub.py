@@ -8,14 +8,16 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import torch
 from hub_server import TOKEN, Hub
-from launching import run_python
+from launching import parse
 from safetensors.torch import load_file, save_file
 
 from benchmark import hub as hub_module
+from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.hub import Pusher, load_model, model_folder, write_snapshot
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
+from benchmark.training import train
 
 REPO = "me/shapes-tiny"
 
@@ -31,6 +33,8 @@ def hub():
 def online(hub, monkeypatch, tmp_path):
     """This process's huggingface_hub talks to `hub`, logged in, and is patient for milliseconds only."""
     monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
+    files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -135,6 +139,13 @@ def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypa
         model_folder("me/nothing")
 
 
+def test_a_model_that_its_owner_keeps_back_is_told(online, tmp_path):
+    assert Pusher(REPO, private=False, folder=tmp_path).finish(write("{}"))
+    online.gate = True
+    with pytest.raises(UserError, match=f"owner of {REPO} .* asked first"):
+        model_folder(REPO)
+
+
 def test_a_run_folder_is_answered_with_its_models(saved):
     with pytest.raises(UserError, match=f"name {saved}"):
         model_folder(str(saved.parent))
@@ -183,30 +194,25 @@ def test_a_snapshot_loads_as_a_model_and_holds_the_run(saved, tmp_path):
     assert {"preprocessor_config.json", "model.safetensors"} <= names
 
 
-def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(hub, tiny, tmp_path, cache_dir):
+def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(online, tiny, tmp_path, capfd, caplog):
     """With two of three requests refused during training; the token is nowhere in what is left or pushed."""
-    hub.refuse = lambda number: number % 3 != 0
-    environment = hub.environment(tmp_path / "hf")
-    done = run_python("train.py", *tiny, "--output.hub_model_id", REPO, **environment)
-    assert done.returncode == 0, done.stderr
-    hub.refuse = lambda number: False
-    assert [message for message, _ in hub.repos[REPO]][-1] == "The finished model"
-    files, folder = hub.files(REPO), tmp_path / "run"
+    online.refuse = lambda number: number % 3 != 0
+    train(parse([*tiny, "--output.hub_model_id", REPO, "--output.push_every", "3"]))
+    online.refuse = lambda number: False
+    assert [message for message, _ in online.repos[REPO]] == ["first", "Step 3", "The finished model"]
+    files, folder = online.files(REPO), tmp_path / "run"
     for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
         assert files[name] == (folder / "model" / name).read_bytes()
     for name in ("recipe.yaml", "results.json"):
         assert files[name] == (folder / name).read_bytes()
     assert any(name.startswith("tensorboard/events") for name in files) and "panel.png" in files
-    assert hub.cards[-1] == files["README.md"].decode() and "model-index" in hub.cards[-1]
+    assert online.cards[-1] == files["README.md"].decode() and "model-index" in online.cards[-1]
 
-    scored = run_python(
-        "-m", "benchmark", "evaluate", "--model", REPO, "--output", str(tmp_path / "again.json"), **environment
-    )
-    assert scored.returncode == 0, scored.stderr
+    main(["evaluate", "--model", REPO, "--output", str(tmp_path / "again.json")])
     again, results = (json.loads(path.read_text()) for path in (tmp_path / "again.json", folder / "results.json"))
     assert again["mean_iou"] == results["mean_iou"] and again["iou"] == results["iou"]
 
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    pushed = [data for _, commit in hub.repos[REPO] for data in commit.values()]
+    pushed = [data for _, commit in online.repos[REPO] for data in commit.values()]
     assert not any(TOKEN.encode() in data for data in left + pushed)
-    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in "".join([*capfd.readouterr(), caplog.text])

@@ -1,15 +1,10 @@
 """The Mask2Former head in the loop."""
 
-from benchmark.command_line import CommandParser
+from launching import parse
+
 from benchmark.training import train
 
 MASK2FORMER = ["--model.head", "mask2former"]
-
-
-def parse(flags):
-    parser = CommandParser()
-    parser.add_recipe()
-    return parser.parse_recipe(flags)[1]
 
 
 def test_a_recipe_trains_and_scores_it(tiny, tmp_path):

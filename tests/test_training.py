@@ -9,10 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from interrupted import metrics, outcome, run
-from launching import run_python
+from launching import parse, run_python
 
+from benchmark.__main__ import main
 from benchmark.assembly import prepare_datasets, start_accelerator
-from benchmark.command_line import CommandParser
 from benchmark.data import sample_index
 from benchmark.errors import UserError
 from benchmark.micro_batch import largest_micro_batch, share_of_step
@@ -28,13 +28,7 @@ def one_thread(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1024")
 
 
-def parse(flags):
-    parser = CommandParser()
-    parser.add_recipe()
-    return parser.parse_recipe(flags)[1]
-
-
-def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_path):
+def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_path, capsys):
     done = run_python("train.py", *tiny)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
@@ -50,14 +44,11 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
     assert [line["step"] for line in metrics(folder) if "val/mean_iou" in line] == [3, 6]
 
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = run_python("train.py", *tiny)
-    assert again.returncode == 0 and "mean IoU" in again.stdout
+    assert train(parse(tiny)) == results
+    assert "was finished before" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
-    scored = run_python(
-        "-m", "benchmark", "evaluate", "--model", str(folder / "model"), "--output", str(tmp_path / "r.json")
-    )
-    assert scored.returncode == 0, scored.stderr
+    main(["evaluate", "--model", str(folder / "model"), "--output", str(tmp_path / "r.json")])
     evaluated = json.loads((tmp_path / "r.json").read_text())
     assert evaluated.keys() == results.keys()
     for key in ("mean_iou", "iou", "pixel_accuracy", "protocol", "step", "dataset_fingerprint", "parameters"):

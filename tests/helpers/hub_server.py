@@ -17,6 +17,7 @@ class Hub:
         repos: the commits of each repository, oldest first: message, and files by path.
         refuse: called with how often a request was made by now; true answers 503.
         forbid: answer every request that writes with 403.
+        gate: answer every request that reads with 403, as the Hub does where a model's owner must be asked first.
         requests: what was asked, such as "POST /api/repos/create", refused or not.
     """
 
@@ -26,7 +27,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.cards: list[str] = []
-        self.refuse, self.forbid = refuse, False
+        self.refuse, self.forbid, self.gate = refuse, False, False
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -38,17 +39,6 @@ class Hub:
 
     def files(self, repo: str) -> dict[str, bytes]:
         return self.repos[repo][-1][1]
-
-    def environment(self, home) -> dict[str, str]:
-        """What makes huggingface_hub of a new process talk to this server, logged in."""
-        return {
-            "HF_ENDPOINT": self.url,
-            "HF_TOKEN": TOKEN,
-            "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -80,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(401, {"error": "who are you?"})
         if writes and self.hub.forbid:
             return self.answer(403, {"error": "not yours"})
+        if self.hub.gate and not writes:
+            return self.answer(403, {"error": "ask first"}, X_Error_Code="GatedRepo")
         for pattern, method in ROUTES:
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
                 return method(self, body, *match.groups())

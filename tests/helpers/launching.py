@@ -1,9 +1,12 @@
-"""Launches as a user makes them: real processes, from the repository's root."""
+"""Launches as a user makes them, in real processes from the repository's root, and the recipe of their flags."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmark.command_line import CommandParser
+from benchmark.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,3 +29,10 @@ def launch(processes: int, *arguments: str, **environment: str) -> subprocess.Co
     if processes > 1:
         command += ["--multi_gpu", "--main_process_port", "0"]
     return run_python(*command, *arguments, ACCELERATE_USE_CPU="true", **environment)
+
+
+def parse(flags: list[str]) -> Recipe:
+    """The recipe that train.py makes of `flags`."""
+    parser = CommandParser()
+    parser.add_recipe()
+    return parser.parse_recipe(flags)[1]
