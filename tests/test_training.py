@@ -4,11 +4,12 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
 
 import pytest
 import torch
 from accelerate import Accelerator
-from interrupted import metrics, outcome, run
+from interrupted import Blow, metrics, outcome, run
 from launching import parse, run_python
 
 from benchmark.__main__ import main
@@ -77,13 +78,14 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, cap
 def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path, head, compared):
     """4 images at once, one by one, and by two processes: the same samples, the same step."""
     gradients, losses = {}, {}
+    flags = [*tiny, "--model.head", head, "--model.num_points", "256", "--train.log_every", "1"]
+    end = Blow("step", compared, signal.SIGTERM)  # before anything is evaluated
     for name, processes, micro_batch in (("at once", 1, 4), ("one by one", 1, 1), ("two processes", 2, 2)):
-        folder = tmp_path / name
-        options = ["--train.micro_batch_size", str(micro_batch), "--train.log_every", "1", "--output.dir", str(folder)]
-        options += ["--model.head", head, "--model.num_points", "256", "--train.steps", str(compared)]
-        log, environment = tmp_path / f"{name}.log", {"FIRST_GRADIENTS": str(tmp_path / f"{name}.pt")}
-        assert run([*tiny, *options], log, processes, environment=environment) == [0] * processes, log.read_text()
-        assert json.loads((folder / "results.json").read_text())["world_size"] == processes
+        folder, log = tmp_path / name, tmp_path / f"{name}.log"
+        options = ["--train.micro_batch_size", str(micro_batch), "--train.eval_every", "6", "--output.dir", str(folder)]
+        environment = {"FIRST_GRADIENTS": str(tmp_path / f"{name}.pt")}
+        assert run([*flags, *options], log, processes, end, environment) == [75] * processes, log.read_text()
+        assert f"{processes} process(es) x {4 // processes // micro_batch} accumulated" in log.read_text()
         gradients[name] = torch.load(tmp_path / f"{name}.pt")
         losses[name] = [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
     largest = max(gradient.abs().max() for gradient in gradients["at once"])
