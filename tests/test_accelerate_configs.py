@@ -6,10 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from interrupted import metrics
 from launching import ROOT, run_python
 
 FOLDER = ROOT / "accelerate_configs"
@@ -98,15 +100,21 @@ def test_one_process_on_the_cpu(tiny):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["multi_gpu", "fsdp", "deepspeed_zero2", "deepspeed_zero3"])
-def test_a_step_on_gpus(tiny, name):
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_zero2", "deepspeed_zero3"])
+def test_the_first_losses_on_gpus_are_those_of_ddp(tiny, tmp_path, name):
     if name.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
-    done = run_python(
-        *("-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{name}.yaml"),
-        *("--num_processes", "2", "train.py", *tiny, "--train.steps", "1"),
-    )
-    assert done.returncode == 0, done.stderr
+    losses = {}
+    for configuration in ("multi_gpu", name):
+        folder = tmp_path / configuration
+        done = run_python(
+            *("-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{configuration}.yaml"),
+            *("--num_processes", "2", "train.py", *tiny, "--train.log_every", "1", "--output.dir", str(folder)),
+        )
+        assert done.returncode == 0, done.stderr
+        losses[configuration] = [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
+    assert len(losses[name]) == 6 and losses[name] == pytest.approx(losses["multi_gpu"], abs=1e-3)
 
 
 @pytest.fixture
