@@ -33,7 +33,8 @@ class Evaluation:
     Attributes:
         scores: as `mean_iou.scores` gives them.
         confusions: one row a nonzero entry of an image's confusion matrix: image, label, prediction, pixels; int64
-        (n, 4). samples: the images of the indices that were asked for.
+            (n, 4).
+        samples: the images of the indices that were asked for.
     """
 
     scores: dict
@@ -122,9 +123,8 @@ def _sparse(index: int, confusion: Tensor) -> np.ndarray:
 
 def format_table(scores: dict) -> str:
     """The IoU of each class and their mean, in per cent, as a table to print."""
-    width = max(len(name) for name in (*scores["iou"], "mean IoU"))
     rows = [*scores["iou"].items(), ("mean IoU", scores["mean_iou"]), ("pixel accuracy", scores["pixel_accuracy"])]
-    width = max(width, len("pixel accuracy"))
+    width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {'-' if value is None else f'{100 * value:.2f}':>6}" for name, value in rows]
     lines.insert(len(scores["iou"]), "-" * (width + 8))
     if scores["absent_classes"]:

@@ -56,8 +56,7 @@ class SegmentationModel(PreTrainedModel):
             pixel_values: (B, 3, H, W) floats, normalised with the configuration's mean and std; H, W is the crop.
             labels: (B, H, W) integers, 255 = ignore.
             positions: (B,) integers, the samples' places in the training stream; they key the Mask2Former loss's
-            points.
-
+                points.
             output_auxiliary_logits: of the Mask2Former head: hand out the logits of the layers before the last, too.
 
         Returns:
