@@ -33,6 +33,7 @@ export PET_SHUTDOWN_TIMEOUT=150 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
 
 # A preemption comes as SIGTERM to this script; srun hands it on, and the marker is read when the step has ended.
 trap 'kill -TERM "$step" 2>/dev/null' TERM
+rm -f "$output/preempted.json"  # of an earlier start: this one may fail before it takes it away
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-8}
 # \$SLURM_NODEID differs from node to node, so it is left to each node's own shell.

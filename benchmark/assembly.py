@@ -44,7 +44,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         raise UserError("train.precision fp16 needs a GPU: take bf16 or fp32 on a CPU.")
     if on_cpu:
         # The launcher allows one thread to each process, whatever the machine has.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when the device is first used
         # A kernel without a deterministic form is warned of by its name, and not refused.
@@ -74,6 +74,11 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         # The recipe's autocast over fp32 weights, as everywhere else: FSDP's own policy would train other numbers.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
     return accelerator
+
+
+def num_cores() -> int:
+    """The cores that this process may use; on macOS, which cannot tell, those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def settle_gradient_buckets(model: nn.Module, config: SegmentationConfig, accelerator: Accelerator) -> None:
@@ -139,7 +144,7 @@ def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
         root=data.root,
         cache_dir=data.cache_dir,
         allow_partial=data.allow_partial,
-        num_proc=len(os.sched_getaffinity(0)),
+        num_proc=num_cores(),
         custom=asdict(data.custom),
     )
 

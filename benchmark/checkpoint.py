@@ -63,7 +63,9 @@ def save_checkpoint(
     recipe: dict[str, Any],
     keep: int,
 ) -> None:
-    """Write a checkpoint under `folder`, then remove all but the newest `keep`.
+    """Write a checkpoint under `folder`, then remove all but the newest `keep` up to it.
+
+    Later ones go first: the run would have gone on from them if they were whole.
 
     Every process calls it, since sharded tensors are gathered together; the main one writes. DeepSpeed's optimizer is
     left out.
@@ -90,8 +92,10 @@ def save_checkpoint(
             )
     target = folder / f"step-{step:08d}"
     aside = folder / f".{target.name}.incomplete"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in folder.glob(".step-*.incomplete"):  # by saves that were cut off
+        shutil.rmtree(left)
     aside.mkdir(parents=True)
+    _sync(folder.parent)
     # safetensors' own writer would leave files that only their owner can read.
     files = {
         f"{name}.safetensors": safetensors.torch.save({key: value.contiguous() for key, value in values.items()})
@@ -102,12 +106,14 @@ def save_checkpoint(
     entries = {name: {"size": len(data), "sha256": _sha256(data)} for name, data in files.items()}
     for name, data in {**files, MANIFEST: _signed({**about, "files": entries})}.items():
         write_durably(aside / name, data)
-    _sync_folder(aside)
+    _sync(aside)
     shutil.rmtree(target, ignore_errors=True)  # one of the same step that was found broken
     aside.rename(target)
-    _sync_folder(folder)
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    _sync(folder)
+    checkpoints = list_checkpoints(folder)
+    end = checkpoints.index(target) + 1
+    for path in checkpoints[end:] + checkpoints[: max(0, end - keep)]:
+        shutil.rmtree(path)
 
 
 def find_checkpoint(folder: Path, accelerator: Accelerator, recipe: dict[str, Any]) -> Path | None:
@@ -208,11 +214,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.incomplete")
     write_durably(aside, data)
     aside.rename(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def publish_files(folder: Path) -> None:
+    """See a folder's files to the disk, in the umask's modes: some writers leave them to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+            _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

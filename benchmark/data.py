@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmark.errors import UserError
+from benchmark.models.errors import ModelError
 from benchmark.models.windows import resize_to_cover
 from benchmark.preemption import outlive_signals
 from benchmark.transforms import DecodeError, decode_annotation, decode_image, training_sample
@@ -124,9 +125,12 @@ class EvaluationSamples(Dataset):
         row = self.split[index]
         try:
             image, labels = decode_image(row["image"]["bytes"]), decode_annotation(row["annotation"]["bytes"])
+            image = resize_to_cover(image, self.crop_size)
         except DecodeError as error:
             raise _broken(row, index) from error
-        return {"index": index, "pixel_values": resize_to_cover(image, self.crop_size), "labels": labels}
+        except ModelError as error:
+            raise SampleError(f"{_name(row, index)}: {error}") from error
+        return {"index": index, "pixel_values": image, "labels": labels}
 
 
 def training_loader(
@@ -173,8 +177,12 @@ def _loader(samples: Dataset, num_workers: int, **batching) -> DataLoader:
     )
 
 
+def _name(row: dict, index: int) -> str:
+    return row["image"]["path"] or f"row {index}"
+
+
 def _broken(row: dict, index: int) -> SampleError:
     return SampleError(
-        f"The image or annotation of {row['image']['path'] or f'row {index}'} cannot be decoded: "
+        f"The image or annotation of {_name(row, index)} cannot be decoded: "
         "delete the prepared dataset and prepare it again from a sound archive."
     )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from benchmark.models.errors import ModelError
 from data_scripts.errors import DatasetError
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
 
 class UserError(Exception):
     """A mistake that the user can mend; its message is one sentence that says what to do."""
@@ -24,6 +26,8 @@ def as_sentence(error: BaseException | None) -> str | None:
         if full or "No space left on device" in str(error):  # safetensors has an exception of its own for it
             where = f" for {error.filename}" if getattr(error, "filename", None) else ""
             return f"No space is left on the disk{where}; free some and run the same command again."
+        if isinstance(error, OSError) and error.filename and error.errno in FORBIDDEN:
+            return f"{error.filename} cannot be read or written ({error.strerror}): mend that, or name another place."
         error = error.__cause__ or error.__context__
     return None
 

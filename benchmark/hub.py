@@ -86,6 +86,8 @@ def _download(name: str) -> Path:
         ) from None
     except HfHubHTTPError as error:
         raise UserError(f"The Hub does not hand out {name} ({_reason(error)}): ask its owner for access.") from None
+    except (httpx2.HTTPError, OSError) as error:
+        raise UserError(f"The download of {name} broke off ({_reason(error)}): run the same command again.") from None
 
 
 def beside(folder: Path, file: str) -> Path | None:
@@ -164,8 +166,11 @@ class Pusher:
 
     def push(self, step: int, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder, and push it in the background; not while an earlier push is under way."""
-        if self.running is None or self.running.done():
+        if not self.is_pushing():
             self.running = self.thread.submit(self._push, self._snapshot(write), f"Step {step}")
+
+    def is_pushing(self) -> bool:
+        return self.running is not None and not self.running.done()
 
     def finish(self, write: Callable[[Path], None]) -> bool:
         """Wait for the push under way, push what `write` fills a folder with, wait; whether it is on the Hub now."""
@@ -204,7 +209,8 @@ class Pusher:
         try:
             self.aside.mkdir()
             write(self.aside)
-        except OSError as error:  # a full disk, for one: checkpoints matter more
+        except Exception as error:  # a full disk, for which safetensors has an exception of its own
+            shutil.rmtree(self.aside, ignore_errors=True)  # checkpoints need the place
             logger.warning("A push to %s was left out (%s).", self.repo_id, error)
             return None
         return self.aside

@@ -13,9 +13,7 @@ from benchmark.errors import UserError
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe import Recipe
 
-MOST_UNPROBED = (
-    16  # images that train.micro_batch_size auto forwards at once where memory cannot be tried out, on a CPU
-)
+MOST_UNPROBED = 16  # images at once under train.micro_batch_size auto on a CPU, whose memory cannot be tried out
 
 
 def share_of_step(recipe: Recipe, world_size: int, most: int | None = None) -> tuple[int, int]:
@@ -38,11 +36,15 @@ def settle_micro_batch(recipe: Recipe, model: SegmentationModel, accelerator: Ac
             raise UserError("train.micro_batch_size auto cannot try out a model in shards: set it to a number.")
         share = recipe.train.global_batch_size // processes
         most = largest_micro_batch(model, [n for n in range(share, 0, -1) if share % n == 0], accelerator)
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(accelerator.device)  # results tell what the run needs, not its trials
     micro, accumulation = share_of_step(recipe, processes, most)
     accelerator.gradient_accumulation_steps = accumulation
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
-            train_micro_batch_size_per_gpu=micro, gradient_accumulation_steps=accumulation
+            train_micro_batch_size_per_gpu=micro,
+            gradient_accumulation_steps=accumulation,
+            gradient_clipping=0.0,  # accelerate would clip at a norm of 1
         )
     return micro
 

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import tensor
 
+import benchmark
 from benchmark.errors import UserError
 
 MARKER = "preempted.json"
@@ -40,7 +42,8 @@ class Preemption:
     """Whether any process was asked to end, by SIGTERM, SIGUSR1, Ctrl-C or the loss of its launcher.
 
     As a context manager it takes these signals, the second of which ends the process at once, and names the ranks that
-    do not answer where a collective times out.
+    do not answer where a collective times out. A thread takes them: Python would not call a handler as long as a
+    process waits in a collective.
 
     Args:
         marker: the file that `leave_marker` writes; one of an earlier run is removed.
@@ -50,7 +53,7 @@ class Preemption:
         self.accelerator, self.marker = accelerator, marker
         self.reason: str | None = None
         self.asked_at = 0.0
-        self.launcher = os.getppid() if _is_launched() else None
+        self.launcher = benchmark.LAUNCHER if _is_launched() else None
         self.group = self.roll_call = None
         if accelerator.num_processes > 1:
             # On the host, where waiting for the slowest process stops no device; one more for when this one is broken.
@@ -60,13 +63,19 @@ class Preemption:
             marker.unlink(missing_ok=True)
 
     def __enter__(self) -> "Preemption":
-        self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        receiver, self.sender = socket.socketpair()
+        self.sender.setblocking(False)
+        self.previous_fd = signal.set_wakeup_fd(self.sender.fileno(), warn_on_full_buffer=False)
+        self.previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        threading.Thread(target=self._listen, args=(receiver,), daemon=True).start()
         return self
 
     def __exit__(self, kind, error, _traceback) -> None:
         # A launcher that sees the first process end signals the others, whose status shall stay 75.
         for number, handler in self.previous.items():
             signal.signal(number, signal.SIG_IGN if kind is Preempted else handler)
+        signal.set_wakeup_fd(self.previous_fd)
+        self.sender.close()  # which ends the thread
         if self.roll_call and isinstance(error, RuntimeError) and "imed out" in str(error):
             self._call_the_roll(error)
 
@@ -93,13 +102,18 @@ class Preemption:
             print(f"Preempted ({reason}): step {step} is saved, the same command goes on from there.", flush=True)
         self.accelerator.wait_for_everyone()
 
-    def _note(self, number: int, _frame) -> None:
+    def _listen(self, receiver: socket.socket) -> None:
+        with receiver:
+            while number := receiver.recv(1):
+                if number[0] in SIGNALS:
+                    self._note(number[0])
+
+    def _note(self, number: int) -> None:
         now = time.monotonic()
         if self.reason is None:
             self.reason, self.asked_at = signal.Signals(number).name, now
         elif now - self.asked_at > ECHO_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            os._exit(128 + number)
 
     def _call_the_roll(self, error: RuntimeError) -> None:
         """After a collective that timed out: raise a sentence that names the ranks that do not answer."""
@@ -109,6 +123,16 @@ class Preemption:
             raise UserError(
                 f"A process is stuck ({missing}): look at its machine and run the same command again."
             ) from error
+
+
+def _take_no_signals() -> None:
+    """In a process that was forked: what it is sent is its own, and ends it as it ends any process."""
+    if signal.set_wakeup_fd(-1) != -1:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_take_no_signals)
 
 
 def _is_launched() -> bool:

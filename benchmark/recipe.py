@@ -124,6 +124,8 @@ class Recipe:
     output: Output = field(default_factory=Output)
 
     def __post_init__(self) -> None:
+        if self.seed >= 2**31:
+            raise UserError(f"seed must be below 2**31, not {self.seed}.")
         patch = self.model.patch_size
         if any(length % patch for length in self.data.crop):
             nearest = [max(round(length / patch), 1) * patch for length in self.data.crop]
@@ -146,6 +148,7 @@ class Recipe:
     def protocol(self) -> str:
         """A hash of what makes two results comparable: the identity less the encoder under comparison and the seed."""
         shared = {k: v for k, v in self.identity().items() if k != "seed" and not KEYS[k].metadata.get("encoder")}
+        shared["data.crop_size"] = list(self.data.crop)  # 512 is [512, 512]
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
     def _leaves(self) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from benchmark.checkpoint import Progress
+from benchmark.checkpoint import Progress, publish_files
 from benchmark.evaluation import Evaluation
 from benchmark.hub import Pusher, write_snapshot
 from benchmark.model_card import model_card
@@ -134,6 +134,7 @@ class Reporter:
             # A copy of the dict, which transformers empties while it writes.
             self._bare_model().save_pretrained(self.folder / "model", state_dict=dict(weights))
             processor(self.config).save_pretrained(self.folder / "model")
+            publish_files(self.folder / "model")
             write_confusions(self.folder / CONFUSION, evaluations)
             write_results(self.folder / RESULTS, results)
             self.push(evaluations, weights, last=True)
@@ -142,6 +143,9 @@ class Reporter:
 
     def close(self) -> None:
         self.tracking.close()
+
+    def is_pushing(self) -> bool:
+        return self.pusher is not None and self.pusher.is_pushing()
 
     def _bare_model(self) -> SegmentationModel:
         """A model without memory for its weights: FSDP makes another class of the one that is trained."""

@@ -31,7 +31,10 @@ def check_run_folder(folder: Path, identity: dict[str, Any], *, resume: str) -> 
     Raises:
         UserError: the folder is not this run's.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name another output.dir.")
+    # A hidden file is what a kill or a full disk left of the first one that was written.
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
         return None
     if resume == "never":
         raise UserError(
@@ -39,23 +42,30 @@ def check_run_folder(folder: Path, identity: dict[str, Any], *, resume: str) -> 
         )
     if not (folder / RECIPE).exists():
         raise UserError(f"{folder} holds something that is not a run: name another output.dir.")
-    there = _leaves(yaml.safe_load((folder / RECIPE).read_text()))
-    for key, value in identity.items():
-        if key not in there or there[key] != value:
-            raise UserError(
-                f"{folder} holds a run of another recipe ({key} is {there.get(key)} there and {value} here): "
-                "name another output.dir or remove the folder."
-            )
+    if difference := recipe_difference(folder / RECIPE, identity):
+        raise UserError(
+            f"{folder} holds a run of another recipe ({difference}): name another output.dir or remove the folder."
+        )
     if (folder / RESULTS).exists():
         return json.loads((folder / RESULTS).read_text())
     return None
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in tree.items():
-        leaves.update(_leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return leaves
+def recipe_difference(file: Path, identity: dict[str, Any]) -> str | None:
+    """The first key in which a run's recipe.yaml differs from `identity`, in words; None where it does not."""
+    try:
+        recipe = yaml.safe_load(file.read_text())
+        there = {key: _value(recipe, key.split(".")) for key in identity}
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError):
+        raise UserError(f"{file} is damaged: put it back, or remove the run.") from None
+    differing = [key for key, value in identity.items() if there[key] != value]
+    return f"{differing[0]} is {there[differing[0]]} there and {identity[differing[0]]} here" if differing else None
+
+
+def _value(tree: dict[str, Any], path: list[str]) -> Any:
+    for key in path:
+        tree = tree.get(key, {})
+    return tree
 
 
 def summarize(evaluations: dict[str, Evaluation], fingerprints: dict[str, dict]) -> dict[str, Any]:

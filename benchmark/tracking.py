@@ -1,6 +1,7 @@
 """Where numbers and pictures go: accelerate's trackers, metrics.jsonl, the progress bar."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,8 +120,12 @@ class Tracking:
         self.bar.set_postfix(values, refresh=False)
 
     def flush(self) -> None:
+        """See to the disk what was logged: a checkpoint that is saved next does not log it again."""
         if self.writer:
             self.writer.flush()
+        if self.main and self.metrics.exists():
+            with self.metrics.open("a") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         self.bar.close()
@@ -133,8 +138,11 @@ def cut_back(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
     kept = []
-    for line in metrics.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
+    for number, line in enumerate(metrics.read_text().splitlines(keepends=True), start=1):
+        try:
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"Line {number} of {metrics} is damaged: take the line out, or remove the run.") from None
         kept.append(line)
     write_atomically(metrics, "".join(kept).encode())

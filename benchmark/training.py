@@ -1,5 +1,6 @@
 """The loop: a recipe in, a run folder out."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +63,10 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     pusher = None
     if recipe.output.hub_model_id and accelerator.is_main_process:
         pusher = Pusher(recipe.output.hub_model_id, private=recipe.output.hub_private, folder=folder)
-    datasets = prepare_datasets(recipe, accelerator)
-    model = build_model(recipe, datasets[recipe.data.train])
-    results = Run(recipe, accelerator, folder, datasets, model, pusher).train()
+    with Preemption(accelerator, folder / MARKER) as preemption:
+        datasets = prepare_datasets(recipe, accelerator)
+        model = build_model(recipe, datasets[recipe.data.train])
+        results = Run(recipe, accelerator, folder, datasets, model, preemption, pusher).train()
     accelerator.print(f"{format_table(results)}\nThe model, its results and its logs are in {folder}.")
     accelerator.end_training()
     return results
@@ -80,10 +82,11 @@ class Run:
         folder: Path,
         datasets: dict[str, PreparedDataset],
         model: SegmentationModel,
+        preemption: Preemption,
         pusher: Pusher | None = None,
     ):
         self.recipe, self.accelerator, self.folder, self.datasets = recipe, accelerator, folder, datasets
-        self.preemption = Preemption(accelerator, folder / MARKER)
+        self.preemption = preemption
         self.config = model.config
         model.train().to(accelerator.device)
         self.micro_batch_size = settle_micro_batch(recipe, model, accelerator)
@@ -101,19 +104,21 @@ class Run:
 
     def train(self) -> dict:
         """Go on to the last step; return the results."""
-        settle_gradient_buckets(self.model, self.config, self.accelerator)
-        with self.preemption:
-            try:
-                evaluations = self._go_on() or self._evaluate()  # no step is left where all but the results was written
-            except Preempted:
-                self._save()
-                self.reporter.close()
-                self.preemption.leave_marker(self.progress.step)
-                raise
-            return self.reporter.finish(evaluations, self.accelerator.get_state_dict(self.model))
+        try:
+            self.preemption.check()
+            settle_gradient_buckets(self.model, self.config, self.accelerator)
+            evaluations = self._go_on() or self._evaluate()  # no step is left where all but the results was written
+        except Preempted:
+            self._save()
+            self.reporter.close()
+            self.preemption.leave_marker(self.progress.step)
+            if self.reporter.is_pushing():
+                os._exit(os.EX_TEMPFAIL)  # Python would wait for the threads of the push
+            raise
+        return self.reporter.finish(evaluations, self.accelerator.get_state_dict(self.model))
 
     def _go_on(self) -> dict[str, Evaluation] | None:
-        """Step, evaluate, log and save up to the last step; returns the last evaluation."""
+        """Step, evaluate, log and save up to the last step; returns its evaluation."""
         train, progress, evaluations = self.recipe.train, self.progress, None
         batches = iter(self._loader())
         for step in range(progress.reported + 1, train.steps + 1):
@@ -126,8 +131,7 @@ class Run:
                     self._step(step, batches)
                     if logs or saves:
                         progress.losses += self.losses.collect(step)
-            if evaluates:
-                evaluations = self._evaluate()
+            evaluations = self._evaluate() if evaluates else None
             if logs:
                 self.reporter.log_training(self._set_rates(step))
             if evaluates:

@@ -84,12 +84,13 @@ class Archive(ABC):
             raise DatasetError(f"{member} has {len(data)} bytes but declares {size}: download the archive again.")
         return data
 
-    def digest(self) -> str:
-        """Hex digest of the index: every member's name, size and stamp."""
+    def digest(self, stamps: bool = True) -> str:
+        """Hex digest of the index: every member's name and size, and its stamp if `stamps`."""
         index = hashlib.sha256()
         for name in sorted(self.entries):
             entry = self.entries[name]
-            index.update(f"{name}\0{entry.size}\0{entry.stamp}\n".encode(errors="surrogateescape"))
+            stamp = entry.stamp if stamps else ""
+            index.update(f"{name}\0{entry.size}\0{stamp}\n".encode(errors="surrogateescape"))
         return index.hexdigest()
 
     def _add(self, name: str, entry: Entry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data_scripts.errors import DatasetError
@@ -87,6 +87,9 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
             raise DatasetError(f"data.custom has no key {key!r}: the nearest is {nearest!r}.")
     custom = Custom(**{key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()})
+    if custom.label_mapping is not None:
+        # YAML gives numbers, a recipe that was saved strings; the digest shall be the same.
+        custom = replace(custom, label_mapping={str(key): value for key, value in custom.label_mapping.items()})
     count = len(custom.classes)
     if not 1 <= count < IGNORE or len(set(custom.classes)) != count:
         raise DatasetError(f"data.custom.classes must hold 1 to {IGNORE - 1} different names: list them by train id.")

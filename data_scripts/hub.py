@@ -34,7 +34,9 @@ class Builder(SegmentationBuilder):
         for split, theirs in (("train", custom.train_split), ("validation", custom.val_split)):
             if theirs is not None:
                 loaded = load_split(source.root, custom, theirs)
-                records.append({"name": custom.path, "size": len(loaded), "time": 0, "index": loaded._fingerprint})
+                # The library's fingerprint depends on the path, as a file's time does.
+                about = {"time": loaded._fingerprint, "index": loaded.data.nbytes}
+                records.append({"name": custom.path, "size": len(loaded), **about})
                 rows[split] = undecoded(loaded, custom)
         if not rows:
             raise DatasetError("data.custom names no split: set train_split or val_split.")

@@ -76,12 +76,14 @@ class Survey:
 
 
 def archive_record(archive: Archive) -> dict[str, Any]:
-    """Name, size, time (ns) and index digest of an opened archive."""
+    """Name, size, time and index digest of an opened archive."""
     status = os.stat(archive.path)
     name = os.path.basename(archive.path)
     size = status.st_size if os.path.isfile(archive.path) else len(archive.entries)
-    time = status.st_mtime_ns if os.path.isfile(archive.path) else 0  # a folder's files carry their own times
-    return {"name": name, "size": size, "time": time, "index": archive.digest()}
+    if os.path.isfile(archive.path):
+        return {"name": name, "size": size, "time": status.st_mtime_ns, "index": archive.digest()}
+    # The stamps of a folder's files are their times.
+    return {"name": name, "size": size, "time": archive.digest(), "index": archive.digest(stamps=False)}
 
 
 def keyed(members: Iterable[Member], key: Callable[[str], str]) -> dict[str, Member]:

@@ -4,6 +4,7 @@ import argparse
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from interrupted import metrics
 from launching import ROOT, run_python
+
+from benchmark.micro_batch import settle_micro_batch
+from benchmark.recipe import Recipe
 
 FOLDER = ROOT / "accelerate_configs"
 TYPES = {
@@ -77,6 +81,22 @@ def test_deepspeed_shards_as_much_as_its_name_says():
         assert arguments.use_deepspeed and int(arguments.zero_stage) == stage
 
 
+def test_deepspeed_clips_no_gradients():
+    plugin = SimpleNamespace(deepspeed_config={"gradient_clipping": "auto"})
+    accelerator = SimpleNamespace(
+        num_processes=1,
+        device=torch.device("cuda"),
+        distributed_type=DistributedType.DEEPSPEED,
+        state=SimpleNamespace(deepspeed_plugin=plugin),
+    )
+    assert settle_micro_batch(Recipe(), None, accelerator) == 16
+    assert plugin.deepspeed_config == {
+        "gradient_clipping": 0.0,
+        "train_micro_batch_size_per_gpu": 16,
+        "gradient_accumulation_steps": 1,
+    }
+
+
 def test_two_processes_on_the_cpu_are_two(tiny):
     """By the file's own line."""
     line = (FOLDER / "cpu_2proc.yaml").read_text()
@@ -121,9 +141,10 @@ def test_the_first_losses_on_gpus_are_those_of_ddp(tiny, tmp_path, name):
 def slurm(tmp_path):
     """slurm.sh with a Slurm of scripts: srun leaves a file in the run folder, scontrol tells what it was asked."""
 
-    def run(leaves: str, *arguments: str) -> tuple[int, str]:
+    def run(leaves: str, *arguments: str, found: str = "log") -> tuple[int, str]:
         output = tmp_path / "output"
         output.mkdir()
+        (output / found).touch()
         scripts = {
             "srun": f'touch "{output}/{leaves or "log"}"; printf "%s\\n" "$PET_SIGNALS_TO_HANDLE" "$@"; exit 1',
             "scontrol": 'if [ "$1" = show ]; then echo node1; else echo "asked: $*"; fi',
@@ -152,6 +173,11 @@ def test_slurm_requeues_a_preempted_run_alone(slurm, leaves, status, requeued):
     assert returncode == status and ("asked: requeue 7" in told) == requeued
     assert "SIGUSR1" in told and "--num_processes 8" in told and "--main_process_ip node1" in told
     assert "a b.yaml\n" in told  # an argument with a space stays one
+
+
+def test_slurm_does_not_take_an_earlier_marker_for_this_ones(slurm):
+    returncode, told = slurm("", found="preempted.json")
+    assert returncode == 1 and "requeue" not in told
 
 
 def test_slurm_asks_for_the_run_folder(slurm):

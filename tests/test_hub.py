@@ -2,13 +2,16 @@
 
 import json
 import logging
+import signal
 import threading
 
 import huggingface_hub.constants as hub_constants
 import pytest
 import torch
 from hub_server import TOKEN, Hub
+from interrupted import Blow, run
 from launching import parse
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from benchmark import hub as hub_module
@@ -85,6 +88,33 @@ def test_two_refusals_of_three_requests_are_outlasted(online, tmp_path):
     pusher.push(1, write("one"))
     assert pusher.finish(write("last"))
     assert [message for message, _ in online.repos[REPO]][1:] == ["Step 1", "The finished model"]
+
+
+def test_a_snapshot_that_cannot_be_written_is_left_out_and_takes_no_place(online, tmp_path, caplog):
+    """safetensors' error for a full disk is no OSError."""
+
+    def write_half(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    pusher.push(1, write_half)
+    assert "was left out" in caplog.text and not (tmp_path / ".push").exists()
+    assert pusher.finish(write("last"))
+
+
+def test_a_push_that_hangs_does_not_keep_a_run_that_is_asked_to_end(hub, tiny, tmp_path):
+    gate, log = threading.Event(), tmp_path / "log"
+    hub.refuse = lambda number: "preupload" in hub.requests[-1] and not gate.wait(120)
+    flags = [*tiny, "--output.hub_model_id", REPO, "--output.push_every", "1"]
+    constants = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    settings = {f"huggingface_hub.constants__{name}": value for name, value in constants.items()}
+    try:
+        end = Blow("step", 3, signal.SIGTERM)
+        assert run(flags, log, blow=end, environment={"HF_TOKEN": TOKEN}, **settings) == [75], log.read_text()
+    finally:
+        gate.set()
+    assert (tmp_path / "run/preempted.json").exists() and any("preupload" in request for request in hub.requests)
 
 
 def test_a_hub_that_is_gone_is_warned_about_and_ends_nothing(online, tmp_path, caplog):

@@ -71,6 +71,8 @@ def test_files_and_patterns_name_images_once_and_apart(photos):
         "a.jpg": "a.jpg",
         "pixel": "pixel.png",
     }
+    (photos / "a.jpg.png").write_bytes((photos / "a.png").read_bytes())
+    assert set(find_images([str(photos / "a.*")])) == {"a.png", "a.jpg", "a.jpg.png"}
     found = find_images([str(photos / "**" / "b.png")])
     assert {name: file.name for name, file in found.items()} == {"b": "b.png"}
 

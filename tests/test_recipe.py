@@ -2,7 +2,7 @@ import pytest
 
 from benchmark.command_line import CommandParser, load_recipe
 from benchmark.errors import UserError
-from benchmark.recipe import KEYS, Recipe
+from benchmark.recipe import KEYS, Data, Recipe
 
 
 @pytest.fixture
@@ -116,6 +116,16 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
         *(f"train.{key}" for key in ("log_every", "checkpoint_every", "keep_checkpoints")),
         *(key for key in KEYS if key.startswith("output.")),
     }
+
+
+def test_one_crop_has_one_protocol_however_it_is_written():
+    square, pair, other = (Recipe(data=Data(crop_size=crop)).protocol() for crop in (512, [512, 512], [512, 256]))
+    assert square == pair != other
+
+
+def test_a_seed_that_generators_cannot_take_is_refused():
+    with pytest.raises(UserError, match=r"seed must be below 2\*\*31"):
+        Recipe(seed=2**31)
 
 
 def test_a_run_may_be_resumed_on_another_machine_but_not_by_another_recipe():

@@ -6,11 +6,14 @@ import re
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from interrupted import Blow, metrics, outcome, run
 from launching import parse, run_python
+from PIL import Image
 
 from benchmark.__main__ import main
 from benchmark.assembly import prepare_datasets, start_accelerator
@@ -52,6 +55,7 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
     main(["evaluate", "--model", str(folder / "model"), "--output", str(tmp_path / "r.json")])
     evaluated = json.loads((tmp_path / "r.json").read_text())
     assert evaluated.keys() == results.keys()
+    assert {path.stat().st_mode & 0o077 for path in (folder / "model").iterdir()} == {0o044}
     for key in ("mean_iou", "iou", "pixel_accuracy", "protocol", "step", "dataset_fingerprint", "parameters"):
         assert evaluated[key] == results[key]
 
@@ -72,6 +76,35 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, cap
     train(parse([*tiny, "--output.dir", str(cut)]))
     assert "Going on after step 3" in capsys.readouterr().out
     assert outcome(cut) == outcome(folder)
+
+
+def test_a_run_on_ones_own_images_goes_on_where_it_stopped(tiny, tmp_path, capsys):
+    """With label values mapped by a recipe's file, whose keys YAML reads as numbers and recipe.yaml holds as text."""
+    for place, high in (("images", 256), ("labels", 2)):
+        (tmp_path / place).mkdir()
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, high, (80, 80, 3)[: 3 if high > 2 else 2], np.uint8)
+            Image.fromarray(pixels * (11 if high == 2 else 1)).save(tmp_path / place / f"{number}.png")
+    recipe = {
+        "train": "folder",
+        "val": ["folder"],
+        "custom": {
+            "classes": ["a", "b"],
+            "label_mapping": {0: 0, 11: 1, 7: 255},
+            **{f"{split}_{place}": place for split in ("train", "val") for place in ("images", "labels")},
+        },
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"data": recipe}))
+    flags = [*tiny[:2], str(tmp_path / "own.yaml"), *tiny[2:], "--data.root", str(tmp_path)]
+    results = train(parse(flags))
+    for name in ("results.json", "checkpoints/step-00000006"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train(parse(flags))["iou"] == results["iou"]
+    assert "Going on after step 3" in capsys.readouterr().out
+    (tmp_path / "run" / "results.json").unlink()
+    again = parse(["--recipe", str(tmp_path / "run" / "recipe.yaml")])
+    assert train(again)["dataset_fingerprint"] == results["dataset_fingerprint"]
 
 
 @pytest.mark.parametrize(("head", "compared"), [("linear", 5), ("mask2former", 1)])

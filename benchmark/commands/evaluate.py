@@ -25,7 +25,37 @@ def main(arguments: Sequence[str]) -> None:
     recipe = beside(folder, "recipe.yaml")
     if not own.recipe and not recipe:
         raise UserError(f"There is no recipe.yaml beside {own.model}: name a recipe with --recipe.")
-    evaluate(folder, load_recipe(own.recipe or [str(recipe)], overrides), own.output)
+    asked = load_recipe(own.recipe or [str(recipe)], overrides)
+    check_recipe(asked, folder, recipe)
+    evaluate(folder, asked, own.output)
+
+
+def check_recipe(asked: Recipe, folder: Path, trained: Path | None) -> None:
+    """Refuse a recipe by which the model was not trained, whose name and protocol its scores would bear.
+
+    What is scored, and in which precision, may be another's.
+
+    Args:
+        trained: the recipe.yaml of the model's run; None where it is not there, and its configuration has to do.
+    """
+    from benchmark.models.configuration import SegmentationConfig
+    from benchmark.results import recipe_difference
+
+    identity = asked.identity()
+    if trained:
+        free = ("data.val", "data.allow_partial", "data.custom.", "train.precision")
+        difference = recipe_difference(trained, {k: v for k, v in identity.items() if not k.startswith(free)})
+    else:
+        config = SegmentationConfig.from_pretrained(folder)
+        there = {key: getattr(config, key) for key in ("encoder", "head", "patch_size", "freeze_encoder")}
+        pairs = [(f"model.{key}", value, identity[f"model.{key}"]) for key, value in there.items()]
+        pairs.append(("data.crop_size", list(config.crop_size), list(asked.data.crop)))
+        difference = next((f"{key} is {one} there and {other} here" for key, one, other in pairs if one != other), None)
+    if difference:
+        raise UserError(
+            f"{folder} was trained by another recipe ({difference}): leave --recipe away, or name the one it was "
+            "trained by, and what is scored by --data.val."
+        )
 
 
 def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:

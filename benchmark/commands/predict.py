@@ -67,10 +67,12 @@ def find_images(names: Sequence[str]) -> dict[str, Path]:
     root = os.path.commonpath([file.parent for file in found])
     relative = {file: file.relative_to(root) for file in found}
     stems = [path.with_suffix("") for path in relative.values()]
-    return {
+    named = {
         str(path.with_suffix("") if stems.count(path.with_suffix("")) == 1 else path): file
         for file, path in relative.items()
     }
+    # a.jpg, a.png and a.jpg.png: the last would take the first one's name
+    return named if len(named) == len(found) else {str(path): file for file, path in relative.items()}
 
 
 def predict(

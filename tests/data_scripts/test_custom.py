@@ -1,6 +1,7 @@
 """Datasets of one's own: folders, archives and Hub datasets, read right or refused with the remedy."""
 
 import io
+import os
 
 import datasets
 import numpy as np
@@ -65,6 +66,15 @@ def test_a_changed_folder_is_built_again(tmp_path, make, rows):
     write(tmp_path, make, [make.labels([0, 2])])
     assert first.folder != build(tmp_path).folder
     assert first.folder != build(tmp_path, ignore_id=254, label_mapping={0: 1, 1: 0, 2: 2}).folder
+
+
+def test_a_copied_folder_has_the_same_fingerprint(tmp_path, make):
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        write(tmp_path / place, make, [make.labels([0, 1])])
+        os.utime(tmp_path / place / "photos/train/a/0.jpg", (1, len(place)))
+    here, there = (build(tmp_path / place).fingerprint for place in ("here", "there"))
+    assert here == there
 
 
 def test_palette_images_are_read_by_index(tmp_path, make, rows):

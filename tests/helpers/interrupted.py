@@ -4,6 +4,7 @@ They are forked from a process that has imported everything, which saves each th
 in one run as launched processes do, and their exit status can be read.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,9 +22,9 @@ FORKS.set_forkserver_preload(["benchmark.training"])
 class Blow:
     """What happens to the process `rank` when it comes to an event for the `count`-th time.
 
-    Events: "step", after the optimizer's; "evaluate", after an image was scored; "write", in the middle of writing a
-    file of a checkpoint; "rename", before it gets its name; "prune", before an old one goes; "log", after a line of
-    metrics.
+    Events: "dataset", before one is prepared; "step", after the optimizer's; "evaluate", after an image was scored;
+    "write", in the middle of writing a file of a checkpoint; "rename", before it gets its name; "prune", before an old
+    one goes; "log", after a line of metrics.
     """
 
     event: str
@@ -45,7 +46,8 @@ def run(
 ) -> list[int]:
     """Train with `flags` and hand back each process's exit status; their output goes to `log`.
 
-    As a launcher does, the others are killed when one dies. Settings replace constants: preemption__AGREEMENT_TIMEOUT.
+    As a launcher does, the others are killed when one dies. Settings replace constants: preemption__AGREEMENT_TIMEOUT,
+    or package.module__NAME of another package.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -81,7 +83,6 @@ def _train(flags, log, rank, processes, port, blow, environment, settings) -> No
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     # Only now, for this module is also imported by tests that need no torch.
-    import benchmark
     from benchmark.command_line import CommandParser
     from benchmark.errors import exit_with_one_sentence
     from benchmark.training import train
@@ -90,7 +91,7 @@ def _train(flags, log, rank, processes, port, blow, environment, settings) -> No
         _shard_on_the_cpu()
     for name, value in settings.items():
         module, constant = name.split("__")
-        setattr(getattr(benchmark, module), constant, value)
+        setattr(importlib.import_module(module if "." in module else f"benchmark.{module}"), constant, value)
     if blow and blow.rank == rank:
         _strike(blow)
     if "FIRST_GRADIENTS" in os.environ and rank == 0:
@@ -125,7 +126,7 @@ def _save_first_gradients(file: str) -> None:
 def _strike(blow: Blow) -> None:
     import torch
 
-    from benchmark import checkpoint, evaluation, tracking
+    from benchmark import assembly, checkpoint, evaluation, tracking
 
     seen = 0
 
@@ -156,6 +157,8 @@ def _strike(blow: Blow) -> None:
 
     if blow.event == "write":
         checkpoint.write_durably = write_half_way
+    elif blow.event == "dataset":
+        around(assembly, "prepare_dataset", before=True)
     elif blow.event == "step":
         around(torch.optim.AdamW, "step")
     elif blow.event == "evaluate":
