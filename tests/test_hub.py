@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import threading
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from hub_server import TOKEN, Hub
 from interrupted import Blow, run
-from launching import parse
+from launching import parse, run_python
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +21,7 @@ from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.hub import Pusher, load_model, model_folder, write_snapshot
 from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel
 from benchmark.training import train
 
@@ -246,3 +249,24 @@ def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(online,
     pushed = [data for _, commit in online.repos[REPO] for data in commit.values()]
     assert not any(TOKEN.encode() in data for data in left + pushed)
     assert TOKEN not in "".join([*capfd.readouterr(), caplog.text])
+
+
+@pytest.mark.slow
+def test_a_pushed_model_is_loaded_by_its_name_where_this_package_is_not(online, saved, tmp_path):
+    processor(load_model(saved).config).save_pretrained(saved)
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    assert pusher.finish(lambda folder: shutil.copytree(saved, folder, dirs_exist_ok=True))
+    Image.effect_noise((70, 50), 80).convert("RGB").save(tmp_path / "image.png")
+    script = (
+        "import sys\n"
+        "sys.modules['benchmark'] = sys.modules['data_scripts'] = None\n"  # to import them is an error
+        "import numpy as np\n"
+        "from transformers import pipeline\n"
+        "segments = pipeline('image-segmentation', model=sys.argv[1], trust_remote_code=True)(sys.argv[2])\n"
+        "print(sum(np.asarray(segment['mask']) // 255 for segment in segments).tolist())\n"
+    )
+    environment = {"HF_ENDPOINT": online.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    done = run_python("-c", script, REPO, str(tmp_path / "image.png"), **environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[1] * 70] * 50  # each pixel has one class

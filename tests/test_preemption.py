@@ -154,40 +154,39 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(
-    "processes, number",
-    [(1, TERM), pytest.param(2, TERM, marks=pytest.mark.slow), pytest.param(2, USR1, marks=pytest.mark.slow)],
-)
-def test_a_signal_to_the_launcher(tiny, tmp_path, processes, number):
-    """Each process stands in a shell that writes its status down, for the launcher hides it."""
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes"]
+ON_THE_CPU = {
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+}
+
+
+def test_a_signal_to_the_launcher_of_one_process(tiny, tmp_path):
+    """It ends the launcher alone, which the process notices."""
     folder = tmp_path / "run"
     flags = [*tiny, "--train.steps", "100000", "--train.log_every", "1", "--train.eval_every", "100000"]
-    # A signal to the group reaches the shell, too, which must live to write.
-    shell = f'trap "" TERM USR1; {sys.executable} train.py "$@"; echo $? > {tmp_path}/status-$RANK'
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_machines",
-        "1",
-        "--num_processes",
-        str(processes),
-    ]
-    command += ["--main_process_port", "0", "--multi_gpu"] if processes > 1 else []
-    command += ["--no_python", "sh", "-c", shell, "sh"] if processes > 1 else ["train.py"]
-    environment = {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-    }
-    launcher = subprocess.Popen([*command, *flags], cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
+    command = [*LAUNCH, "1", "train.py", *flags]
+    launcher = subprocess.Popen(command, cwd=ROOT, env=os.environ | ON_THE_CPU, stderr=subprocess.DEVNULL)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") > 2)
-    launcher.send_signal(number)
+    launcher.send_signal(TERM)
     wait_for((folder / "preempted.json").exists)
     assert launcher.wait(60) != 0
-    if processes > 1:
-        wait_for((tmp_path / "status-1").exists)
-        assert {(tmp_path / f"status-{rank}").read_text() for rank in range(2)} == {"75\n"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [TERM, USR1])
+@pytest.mark.parametrize("event", ["step", "evaluate", "write"])
+def test_a_signal_to_the_launcher_of_two_processes(train, tiny, tmp_path, event, number):
+    """During a step, an evaluation and a save; its own status hides the 75 of each."""
+    blow = json.dumps({"event": event, "count": 2, "number": number, "launcher": True})
+    command = [*LAUNCH, "2", "--main_process_port", "0", "--multi_gpu", "tests/helpers/struck.py", str(tmp_path), blow]
+    flags = [*tiny, "--output.dir", str(tmp_path / "cut")]
+    assert subprocess.run([*command, *flags], cwd=ROOT, env=os.environ | ON_THE_CPU, capture_output=True).returncode
+    assert [(tmp_path / f"status-{rank}").read_text() for rank in range(2)] == ["75", "75"]
+    assert (tmp_path / "cut/preempted.json").exists()
+    assert train("whole", 2) == train("cut", 2) == [0, 0]
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -196,10 +195,8 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute(tiny, tmp_path):
     flags = [*tiny, "--train.steps", "100000", "--train.log_every", "1", "--train.eval_every", "100000"]
     # The launcher reads $$ as one $.
     shell = f'echo $$$$ > {tmp_path}/pid-$RANK; exec {sys.executable} train.py "$@"'
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "2"]
-    command += ["--main_process_port", "0", "--multi_gpu", "--no_python", "sh", "-c", shell, "sh"]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    launcher = subprocess.Popen([*command, *flags], cwd=ROOT, env=os.environ | environment, stderr=subprocess.DEVNULL)
+    command = [*LAUNCH, "2", "--main_process_port", "0", "--multi_gpu", "--no_python", "sh", "-c", shell, "sh", *flags]
+    launcher = subprocess.Popen(command, cwd=ROOT, env=os.environ | ON_THE_CPU, stderr=subprocess.DEVNULL)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") > 2)
     pids = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
     os.kill(pids[1], signal.SIGKILL)

@@ -31,6 +31,7 @@ class Blow:
     count: int
     number: int = signal.SIGKILL  # SIGSTOP holds a process up
     rank: int = 0
+    launcher: bool = False  # it happens to the parent of that process
 
     def __str__(self) -> str:
         return f"{signal.Signals(self.number).name} at {self.event} {self.count}, rank {self.rank}"
@@ -93,7 +94,7 @@ def _train(flags, log, rank, processes, port, blow, environment, settings) -> No
         module, constant = name.split("__")
         setattr(importlib.import_module(module if "." in module else f"benchmark.{module}"), constant, value)
     if blow and blow.rank == rank:
-        _strike(blow)
+        strike(blow)
     if "FIRST_GRADIENTS" in os.environ and rank == 0:
         _save_first_gradients(os.environ["FIRST_GRADIENTS"])
     with exit_with_one_sentence():
@@ -123,7 +124,7 @@ def _save_first_gradients(file: str) -> None:
     hook = register_optimizer_step_pre_hook(save)
 
 
-def _strike(blow: Blow) -> None:
+def strike(blow: Blow) -> None:
     import torch
 
     from benchmark import assembly, checkpoint, evaluation, tracking
@@ -134,7 +135,7 @@ def _strike(blow: Blow) -> None:
         nonlocal seen
         seen += 1
         if seen == blow.count:
-            os.kill(os.getpid(), blow.number)
+            os.kill(os.getppid() if blow.launcher else os.getpid(), blow.number)
 
     def around(owner, name: str, *, before: bool = False) -> None:
         original = getattr(owner, name)
