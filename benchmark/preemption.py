@@ -85,8 +85,8 @@ class Preemption:
 
     def any_working(self, working: bool) -> bool:
         """As `check`; hands back whether any process said that it has work left."""
-        if self.launcher not in (None, os.getppid()):
-            self.reason = "the launcher is gone"
+        if self.reason is None and self.launcher not in (None, os.getppid()):
+            self._ask("the launcher is gone")
         said = tensor([self.reason is not None, working]).int()
         if self.group:
             dist.all_reduce(said, dist.ReduceOp.MAX, group=self.group)
@@ -109,11 +109,13 @@ class Preemption:
                     self._note(number[0])
 
     def _note(self, number: int) -> None:
-        now = time.monotonic()
         if self.reason is None:
-            self.reason, self.asked_at = signal.Signals(number).name, now
-        elif now - self.asked_at > ECHO_SECONDS:
+            self._ask(signal.Signals(number).name)
+        elif time.monotonic() - self.asked_at > ECHO_SECONDS:
             os._exit(128 + number)
+
+    def _ask(self, reason: str) -> None:
+        self.asked_at, self.reason = time.monotonic(), reason
 
     def _call_the_roll(self, error: RuntimeError) -> None:
         """After a collective that timed out: raise a sentence that names the ranks that do not answer."""
