@@ -165,9 +165,9 @@ class Pusher:
         self.running: Future | None = None
 
     def push(self, step: int, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a folder, and push it in the background; not while an earlier push is under way."""
+        """Let `write` fill a folder and push it, both in the background; not while an earlier push is under way."""
         if not self.is_pushing():
-            self.running = self.thread.submit(self._push, self._snapshot(write), f"Step {step}")
+            self.running = self.thread.submit(self._push, write, f"Step {step}")
 
     def is_pushing(self) -> bool:
         return self.running is not None and not self.running.done()
@@ -176,7 +176,7 @@ class Pusher:
         """Wait for the push under way, push what `write` fills a folder with, wait; whether it is on the Hub now."""
         if self.running is not None:
             self.running.result()
-        done = self._push(self._snapshot(write), "The finished model")
+        done = self._push(write, "The finished model")
         self.close()
         return done
 
@@ -215,7 +215,8 @@ class Pusher:
             return None
         return self.aside
 
-    def _push(self, folder: Path | None, message: str) -> bool:
+    def _push(self, write: Callable[[Path], None], message: str) -> bool:
+        folder = self._snapshot(write)
         if folder is None:
             return False
         operations = [

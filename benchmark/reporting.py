@@ -103,8 +103,10 @@ class Reporter:
         self, evaluations: Mapping[str, Evaluation] | None, weights: dict[str, Tensor], *, last: bool = False
     ) -> None:
         """Push the run as it stands, with its whole `weights`; in the background but for the last time."""
-        if self.pusher is None:
+        if self.pusher is None or (self.pusher.is_pushing() and not last):
             return
+        if not last:  # training goes on beside the push
+            weights = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
         results = picture = None
         if evaluations:
             results = self._results(evaluations)

@@ -102,6 +102,7 @@ def test_a_snapshot_that_cannot_be_written_is_left_out_and_takes_no_place(online
 
     pusher = Pusher(REPO, private=False, folder=tmp_path)
     pusher.push(1, write_half)
+    pusher.running.result()
     assert "was left out" in caplog.text and not (tmp_path / ".push").exists()
     assert pusher.finish(write("last"))
 
