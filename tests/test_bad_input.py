@@ -194,9 +194,9 @@ def test_a_full_disk_is_one_sentence(capsys):
     )
 
 
-def test_a_model_folder_that_is_none(tmp_path):
-    done = run_python("-m", "benchmark", "evaluate", "--model", str(tmp_path), "--recipe", "recipes/quickstart.yaml")
-    assert done.returncode == 2 and "config.json" in done.stderr and done.stderr.count("\n") == 1
+def test_a_model_folder_that_is_none(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        main(["evaluate", "--model", str(tmp_path), *tiny])
 
 
 def test_a_command_that_does_not_exist():

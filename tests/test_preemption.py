@@ -81,11 +81,11 @@ def test_a_signal_in_an_evaluation_that_goes_on_after_one_does_so_again(train, t
 
 def test_a_process_that_is_stuck_is_named(train):
     short = {
-        "preemption__AGREEMENT_TIMEOUT": timedelta(seconds=4),
-        "assembly__COLLECTIVE_TIMEOUT": timedelta(seconds=4),
+        "preemption__AGREEMENT_TIMEOUT": timedelta(seconds=3),
+        "assembly__COLLECTIVE_TIMEOUT": timedelta(seconds=3),
     }
     statuses = train(
-        "run", 2, Blow("step", 2, signal.SIGSTOP, rank=1), preemption__ROLL_CALL_TIMEOUT=timedelta(seconds=4), **short
+        "run", 2, Blow("step", 2, signal.SIGSTOP, rank=1), preemption__ROLL_CALL_TIMEOUT=timedelta(seconds=3), **short
     )
     assert statuses == [2, -signal.SIGKILL]
     sentence = [line for line in train.log("run").splitlines() if line.startswith("error:")]
