@@ -67,7 +67,8 @@ class Preemption:
         self.sender.setblocking(False)
         self.previous_fd = signal.set_wakeup_fd(self.sender.fileno(), warn_on_full_buffer=False)
         self.previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
-        threading.Thread(target=self._listen, args=(receiver,), daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, args=(receiver,), daemon=True)
+        self.listener.start()
         return self
 
     def __exit__(self, kind, error, _traceback) -> None:
@@ -75,7 +76,8 @@ class Preemption:
         for number, handler in self.previous.items():
             signal.signal(number, signal.SIG_IGN if kind is Preempted else handler)
         signal.set_wakeup_fd(self.previous_fd)
-        self.sender.close()  # which ends the thread
+        self.sender.close()  # which ends the listener; waited for, lest it be the one to take the groups down
+        self.listener.join()
         if self.roll_call and isinstance(error, RuntimeError) and "imed out" in str(error):
             self._call_the_roll(error)
 

@@ -63,13 +63,18 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     pusher = None
     if recipe.output.hub_model_id and accelerator.is_main_process:
         pusher = Pusher(recipe.output.hub_model_id, private=recipe.output.hub_private, folder=folder)
-    with Preemption(accelerator, folder / MARKER) as preemption:
-        datasets = prepare_datasets(recipe, accelerator)
-        model = build_model(recipe, datasets[recipe.data.train])
-        results = Run(recipe, accelerator, folder, datasets, model, preemption, pusher).train()
+    results = _train(recipe, accelerator, folder, pusher)
     accelerator.print(f"{format_table(results)}\nThe model, its results and its logs are in {folder}.")
     accelerator.end_training()
     return results
+
+
+def _train(recipe: Recipe, accelerator: Accelerator, folder: Path, pusher: Pusher | None) -> dict:
+    """Prepare and go; apart from `train`, so that the groups of `Preemption` go before accelerate ends its own."""
+    with Preemption(accelerator, folder / MARKER) as preemption:
+        datasets = prepare_datasets(recipe, accelerator)
+        model = build_model(recipe, datasets[recipe.data.train])
+        return Run(recipe, accelerator, folder, datasets, model, preemption, pusher).train()
 
 
 class Run:

@@ -12,6 +12,7 @@ import pytest
 from interrupted import Blow, outcome, run
 from launching import ROOT
 
+import benchmark
 from benchmark.preemption import Preempted, Preemption
 
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
@@ -140,7 +141,7 @@ def test_a_lost_launcher_asks_to_end_but_a_lost_shell_does_not(tmp_path, monkeyp
     launched = Preemption(Alone, tmp_path / "marker")
     shell.check()
     launched.check()
-    monkeypatch.setattr(os, "getppid", lambda: 1)  # as of now
+    monkeypatch.setattr(os, "getppid", lambda: benchmark.LAUNCHER + 1)
     shell.check()
     with pytest.raises(Preempted) as end:
         launched.check()

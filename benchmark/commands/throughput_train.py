@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from benchmark.assembly import build_model, start_accelerator
+from benchmark.preemption import MARKER, Preemption
 from benchmark.recipe import Output, Recipe
 from benchmark.results import describe_machine
 from benchmark.training import Run
@@ -45,7 +46,8 @@ def measure(recipe: Recipe, steps: int) -> dict[str, float | int | str]:
         dataset = PreparedDataset(
             recipe.data.train, splits={}, classes=classes, colors=(), fingerprint={"digest": ""}, report={}, folder=""
         )
-        run = Run(recipe, accelerator, Path(folder), {dataset.name: dataset}, build_model(recipe, dataset))
+        preemption = Preemption(accelerator, Path(folder) / MARKER)
+        run = Run(recipe, accelerator, Path(folder), {dataset.name: dataset}, build_model(recipe, dataset), preemption)
         forwards = accelerator.num_processes * accelerator.gradient_accumulation_steps  # in one step
         micro = recipe.train.global_batch_size // forwards
         seconds = _time_steps(run, synthetic_batch(micro, recipe.data.crop, len(classes)), steps)
