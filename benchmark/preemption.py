@@ -76,8 +76,10 @@ class Preemption:
         for number, handler in self.previous.items():
             signal.signal(number, signal.SIG_IGN if kind is Preempted else handler)
         signal.set_wakeup_fd(self.previous_fd)
-        self.sender.close()  # which ends the listener; waited for, lest it be the one to take the groups down
+        # Ends the listener, also where forked processes still hold the socket; waited for, lest it take the groups down.
+        self.sender.shutdown(socket.SHUT_WR)
         self.listener.join()
+        self.sender.close()
         if self.roll_call and isinstance(error, RuntimeError) and "imed out" in str(error):
             self._call_the_roll(error)
 
