@@ -76,7 +76,7 @@ class Preemption:
         for number, handler in self.previous.items():
             signal.signal(number, signal.SIG_IGN if kind is Preempted else handler)
         signal.set_wakeup_fd(self.previous_fd)
-        # Ends the listener, also where forked processes still hold the socket; waited for, lest it take the groups down.
+        # Ends the listener, also where forked processes hold the socket; waited for, lest it take the groups down.
         self.sender.shutdown(socket.SHUT_WR)
         self.listener.join()
         self.sender.close()
