@@ -110,8 +110,13 @@ def save_checkpoint(
     shutil.rmtree(target, ignore_errors=True)  # one of the same step that was found broken
     aside.rename(target)
     _sync(folder)
+    _prune(folder, target, keep)
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all but `newest` and the `keep` - 1 before it."""
     checkpoints = list_checkpoints(folder)
-    end = checkpoints.index(target) + 1
+    end = checkpoints.index(newest) + 1
     for path in checkpoints[end:] + checkpoints[: max(0, end - keep)]:
         shutil.rmtree(path)
 

@@ -121,7 +121,8 @@ def test_a_signal_and_its_echo_are_one_and_a_second_one_ends_at_once(tmp_path):
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # a minute and more in which Python runs no handler
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "m")], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-c", script, str(tmp_path / "m")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + TERM and done.stdout == "lives\n", done.stderr
 
 

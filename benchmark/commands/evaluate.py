@@ -1,6 +1,6 @@
 """python -m benchmark evaluate --model FOLDER [--recipe FILE ...] [--output FILE] [--section.key value ...]
 
-Score a trained model on the validation datasets of the recipe it was trained by, or of another one.
+Score a trained model on the validation datasets of the recipe it was trained by, or on those that --data.val names.
 """
 
 import json
