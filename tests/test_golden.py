@@ -1,0 +1,69 @@
+"""Two short runs give the committed numbers: a change of any of them needs a reason and a new file.
+
+`python tests/test_golden.py` writes the files anew. The tolerances hold on other processors; on one machine the numbers
+are equal bit for bit.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+from launching import run_python
+
+FOLDER = Path(__file__).parent / "golden"
+RECIPE = """
+seed: 3
+data: {train: shapes, val: [shapes], crop_size: 64, num_workers: 0}
+model: {encoder: test_vit, patch_size: 16, pretrained: false}
+optim: {lr: 1e-3, encoder_lr_multiplier: 0.5}
+train:
+  {steps: 6, global_batch_size: 4, micro_batch_size: 2, precision: fp32, compile: false, eval_every: 3,
+   eval_batch_size: 16, log_every: 1, checkpoint_every: 3}
+"""
+RUNS = {"linear": [], "mask2former": ["--model.head", "mask2former", "--model.num_points", "256"]}
+# The loss is a float32 sum; a score moves where the two largest logits of a pixel are all but equal.
+LOSS_TOLERANCE, SCORE_TOLERANCE = 1e-4, 2e-3
+
+
+def numbers(name: str, folder: Path, cache_dir: Path) -> dict:
+    """What the run `name` logs and scores, without what depends on the clock."""
+    recipe = folder / "golden.yaml"
+    recipe.write_text(RECIPE)
+    flags = ["--recipe", str(recipe), "--data.cache_dir", str(cache_dir), "--output.dir", str(folder / name)]
+    done = run_python("train.py", *flags, *RUNS[name])
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((folder / name / "results.json").read_text())
+    metrics: dict[str, list] = {}
+    for line in lines:
+        for tag in ("train/loss", "train/lr", "train/encoder_lr", "val/mean_iou", "val/pixel_accuracy"):
+            if tag in line:
+                metrics.setdefault(tag, []).append(line[tag])
+    scores = {key: results[key] for key in ("mean_iou", "pixel_accuracy", "iou", "parameters")}
+    return {"metrics": metrics, "results": scores}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_short_run_gives_the_committed_numbers(name, tmp_path, cache_dir):
+    golden = json.loads((FOLDER / f"{name}.json").read_text())
+    found = numbers(name, tmp_path, cache_dir)
+    assert found["metrics"].keys() == golden["metrics"].keys()
+    for tag, values in golden["metrics"].items():
+        tolerance = {"abs": SCORE_TOLERANCE} if tag.startswith("val/") else {"rel": LOSS_TOLERANCE}
+        assert found["metrics"][tag] == pytest.approx(values, **tolerance), tag
+    assert found["results"]["parameters"] == golden["results"]["parameters"]
+    for key in ("mean_iou", "pixel_accuracy", "iou"):
+        assert found["results"][key] == pytest.approx(golden["results"][key], abs=SCORE_TOLERANCE), key
+
+
+if __name__ == "__main__":
+    for run in RUNS:
+        with tempfile.TemporaryDirectory() as temporary:
+            made = numbers(run, Path(temporary), Path(temporary) / "cache")
+        FOLDER.mkdir(exist_ok=True)
+        (FOLDER / f"{run}.json").write_text(json.dumps(made, indent=1) + "\n")
