@@ -1,10 +1,10 @@
 """Train a segmentation model from a recipe:
 
-accelerate launch train.py --recipe recipes/quickstart.yaml [more recipes] [--section.key value ...]
+accelerate launch --quiet train.py --recipe recipes/quickstart.yaml [more recipes] [--section.key value ...]
 """
 
-from benchmark.command_line import CommandParser
 from benchmark.errors import exit_with_one_sentence
+from benchmark.recipe.parser import CommandParser
 
 
 def main() -> None:
@@ -13,16 +13,18 @@ def main() -> None:
     parser.add_argument(
         "--resume", choices=("auto", "never"), default="auto", help="continue what the run folder holds"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print what would be run, and stop")
+    parser.add_argument("--dry_run", action="store_true", help="print the whole recipe and what would be run, and stop")
     own, recipe = parser.parse_recipe()
 
-    # Torch and what stands on it take seconds to import: only once the recipe is known to be right.
-    from benchmark import assembly, training
-
+    # Torch and what needs it take seconds to import: only when the recipe is known to be right.
     if own.dry_run:
-        assembly.describe(recipe)
+        from benchmark.training.build import describe
+
+        describe(recipe)
     else:
-        training.train(recipe, resume=own.resume)
+        from benchmark.training.loop import train
+
+        train(recipe, resume=own.resume)
 
 
 if __name__ == "__main__":

@@ -2,4 +2,5 @@
 
 import os
 
-LAUNCHER = os.getppid()  # asked at once: whoever has lost its launcher by the time torch is imported would not know
+# Read at once, because the launcher may have ended by the time torch is imported.
+LAUNCHER = os.getppid()

@@ -6,22 +6,25 @@ import errno
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import datasets
-import multiprocess
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
+from multiprocess.util import register_after_fork
 
 from data_scripts.archives import Archive, Reader, open_archive
 from data_scripts.errors import DatasetError
 from data_scripts.images import check_image, decode_labels, encode_label_map, resize_nearest
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.survey import Download, Sample, Source, Survey, archive_record, check_counts, require
+from data_scripts.listing import Download, Listing, Sample, Source, archive_record, check_counts, require
 
 COMMON_VERSION = "2"  # raise it when a change here changes the rows of every dataset
 REPORT = "report.json"
@@ -50,16 +53,16 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     downloads: ClassVar[tuple[Download, ...]] = ()
     counts: ClassVar[Mapping[str, int]] = {}
     rule: ClassVar[LabelRule]
-    mends_label_size: ClassVar[bool] = False
+    resizes_labels: ClassVar[bool] = False
     missing_hint: ClassVar[str] = ""  # another way out of a missing archive
 
-    def __init__(self, survey: Survey | None, *, cache_dir: str | None, hash: str) -> None:
-        """Without a `survey` it can only read what an earlier build left in the cache under `hash`."""
-        self.survey = survey
+    def __init__(self, listing: Listing | None, *, cache_dir: str | None, hash: str) -> None:
+        """Without a `listing` it can only read what an earlier build left in the cache under `hash`."""
+        self.listing = listing
         super().__init__(cache_dir=cache_dir, hash=hash)
 
     @classmethod
-    def take_survey(cls, source: Source) -> Survey:
+    def list_dataset(cls, source: Source) -> Listing:
         """Lists the archives' pairs; raises MissingArchive, or DatasetError where they are not the official ones."""
         with ExitStack() as stack:
             downloads = cls.choose_downloads(source)
@@ -68,7 +71,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
             samples, left_out = cls.list_samples(archives, source.allow_partial)
             records = [archive_record(archive) for archive in archives]
         check_counts(samples, cls.counts, " with ".join(name_range(downloads)), source.allow_partial)
-        return Survey(samples, records, cls.classes, cls.colors, cls.rule, left_out=left_out)
+        return Listing(samples, records, cls.classes, cls.colors, cls.rule, left_out=left_out)
 
     @classmethod
     def choose_downloads(cls, source: Source) -> Sequence[Download]:
@@ -95,77 +98,75 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"split": split, "samples": list(samples)})
-            for split, samples in self.survey.samples.items()
+            for split, samples in self.listing.samples.items()
         ]
 
     def _generate_examples(self, split: str, samples: Sequence[Any]) -> Iterator[tuple[int, dict]]:
-        tally = Tally(len(self.survey.classes))
-        is_orphan = orphan_check()
+        counts = Counts(len(self.listing.classes))
         for row, pair in enumerate(self.read_pairs(samples)):
-            if is_orphan():
-                raise DatasetError("The build's main process ended: start it again.")
-            labels = tally.admit(pair, self.survey.rule, self.mends_label_size)
+            labels = counts.add(pair, self.listing.rule, self.resizes_labels)
             if labels is not None:
                 image = {"bytes": pair.image, "path": member_name(pair.image_name)}
                 annotation = {"bytes": encode_label_map(labels), "path": member_name(pair.annotation_name)}
                 yield row, {"image": image, "annotation": annotation}
-        tally.save(Path(self._output_dir), split)
+        counts.save(Path(self._output_dir), split)
 
     def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator:
-        # Unwrapped here, in the worker: a pickled exception loses the cause that says what to mend.
+        # Unwrapped here, in the worker, because a pickled exception loses the cause that says what to fix.
         try:
             yield from super()._prepare_split_single(*args, **kwargs)
         except DatasetGenerationError as error:
             raise_cause(error)
 
     def _download_and_prepare(self, dl_manager: object, *args: Any, **kwargs: Any) -> None:
-        # Under HF's lock, in the .incomplete folder that a killed build may have left full of its own.
+        # Under HF's lock, in the .incomplete folder, which may hold what a killed build left.
         shutil.rmtree(self._output_dir)
         os.makedirs(self._output_dir)
-        super()._download_and_prepare(dl_manager, *args, **kwargs)
+        with ChildProcesses():
+            super()._download_and_prepare(dl_manager, *args, **kwargs)
         self._write_report(Path(self._output_dir))
 
     def _write_report(self, folder: Path) -> None:
-        survey = self.survey
+        listing = self.listing
         splits = {}
-        for split, samples in survey.samples.items():
-            tally = Tally.merged(folder, split, len(survey.classes))
-            splits[split] = tally.report(len(samples), survey.classes)
+        for split, samples in listing.samples.items():
+            counts = Counts.merged(folder, split, len(listing.classes))
+            splits[split] = counts.report(len(samples), listing.classes)
             if splits[split]["images"] == 0:
                 raise DatasetError(f"No {split} image of {self.name} has a usable label map: check the labels' values.")
         report = {
             "dataset": self.name,
             "version": builder_version(type(self)),
-            "digest": survey.digest(builder_version(type(self)), with_times=False),
-            "archives": survey.archives,
-            "left_out": survey.left_out,
-            "classes": list(survey.classes),
-            "colors": [list(color) for color in survey.colors],
+            "digest": listing.digest(builder_version(type(self)), with_times=False),
+            "archives": listing.archives,
+            "left_out": listing.left_out,
+            "classes": list(listing.classes),
+            "colors": [list(color) for color in listing.colors],
             "splits": splits,
         }
         (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-class Tally:
+class Counts:
     """Counts of one split's samples, or of one worker's part of them."""
 
     def __init__(self, num_classes: int) -> None:
-        self.images = self.one_value = self.unlabelled = self.mended = 0
+        self.images = self.one_value = self.unlabelled = self.resized = 0
         self.pixels = np.zeros(256, dtype=np.int64)  # by train id, IGNORE among them
         self.num_classes = num_classes
 
-    def admit(self, pair: Pair, rule: LabelRule, mends_label_size: bool) -> np.ndarray | None:
-        """The (H, W) uint8 train ids of a valid pair; None if it is left out; DatasetError if it is broken."""
+    def add(self, pair: Pair, rule: LabelRule, resizes_labels: bool) -> np.ndarray | None:
+        """Count a pair; return its (H, W) uint8 train ids, None if it is left out; DatasetError if it is broken."""
         height, width = check_image(pair.image, pair.image_name)
         raw = decode_labels(pair.annotation, pair.annotation_name, rule.colors)
         labels, one_value = rule(raw, pair.annotation_name)
-        mend = labels.shape != (height, width)
-        if mend and not mends_label_size:
+        resized = labels.shape != (height, width)
+        if resized and not resizes_labels:
             raise DatasetError(
                 f"{pair.annotation_name} is {labels.shape[1]}x{labels.shape[0]} pixels but its image "
                 f"{width}x{height}: make them equal."
             )
-        if mend:
+        if resized:
             labels = resize_nearest(labels, height, width)
         pixels = np.bincount(labels.reshape(-1), minlength=256)
         if one_value or pixels[:IGNORE].sum() == 0:
@@ -173,20 +174,20 @@ class Tally:
             self.unlabelled += not one_value
             return None
         self.images += 1
-        self.mended += mend
+        self.resized += resized
         self.pixels += pixels
         return labels
 
     def save(self, folder: Path, split: str) -> None:
-        """Leaves the counts beside the rows, for `merged`: a worker has no other way to hand them over."""
+        """Write the counts beside the rows, for `merged`: a worker has no other way to return them."""
         counts = {**vars(self), "pixels": self.pixels.tolist()}
-        (folder / f"tally-{split}-{uuid.uuid4().hex}.json").write_text(json.dumps(counts), encoding="utf-8")
+        (folder / f"counts-{split}-{uuid.uuid4().hex}.json").write_text(json.dumps(counts), encoding="utf-8")
 
     @classmethod
-    def merged(cls, folder: Path, split: str, num_classes: int) -> Tally:
+    def merged(cls, folder: Path, split: str, num_classes: int) -> Counts:
         """The sum of all counts that were saved for `split`, whose files are removed."""
         total = cls(num_classes)
-        for file in folder.glob(f"tally-{split}-*.json"):
+        for file in folder.glob(f"counts-{split}-*.json"):
             for name, value in json.loads(file.read_text(encoding="utf-8")).items():
                 if name != "num_classes":
                     setattr(total, name, getattr(total, name) + np.asarray(value))
@@ -194,14 +195,14 @@ class Tally:
         return total
 
     def report(self, listed: int, classes: Sequence[str]) -> dict[str, Any]:
-        """JSON-able: images, dropped, mended, and each class's share of the labelled pixels (0..1)."""
+        """JSON-able: images, dropped, resized, and each class's share of the labelled pixels (0..1)."""
         pixels = self.pixels[: self.num_classes]
         labelled = max(int(pixels.sum()), 1)
         return {
             "listed": listed,
             "images": int(self.images),
             "dropped": {"one_value": int(self.one_value), "unlabelled": int(self.unlabelled)},
-            "mended": int(self.mended),
+            "resized": int(self.resized),
             "pixel_share": {name: int(count) / labelled for name, count in zip(classes, pixels, strict=True)},
             "ignored_share": int(self.pixels[IGNORE]) / max(int(self.pixels.sum()), 1),
         }
@@ -236,15 +237,35 @@ def disk_sentence(error: OSError) -> str:
     return f"The dataset cannot be read or built ({error}): check the paths data.root and data.cache_dir."
 
 
-def orphan_check() -> Callable[[], bool]:
-    """A function that says whether this is a worker process whose main process is gone.
+class ChildProcesses:
+    """While a build runs, its worker processes end with it, however it ends, and take no part in its signals.
 
-    A killed build's workers would otherwise write on into the folder of the build that follows.
+    datasets makes a pool and a manager, whose processes would outlive a main process that is killed. They are told of
+    by `multiprocess` itself, which calls what is registered in each process that it starts, as long as the object that
+    is registered lives.
     """
-    if multiprocess.parent_process() is None:
-        return lambda: False
-    parent = os.getppid()
-    return lambda: os.getppid() != parent
+
+    def __enter__(self) -> None:
+        self.registered = self.Child()
+        register_after_fork(self.registered, self.Child.start)
+
+    def __exit__(self, *_: object) -> None:
+        del self.registered
+
+    class Child:
+        """What a child process does when it starts."""
+
+        def start(self) -> None:
+            if signal.set_wakeup_fd(-1) != -1:  # the parent's: a signal to this process would be taken for its own
+                for number in signal.valid_signals():
+                    if callable(signal.getsignal(number)):
+                        signal.signal(number, signal.SIG_DFL)
+            threading.Thread(target=self.wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+        def wait_for_parent(self, parent: int) -> None:
+            while os.getppid() == parent:
+                time.sleep(0.5)
+            os._exit(1)
 
 
 def name_range(downloads: Sequence[Download]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from data_scripts.archives import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.survey import Download, Sample, base_name, keyed, pair
+from data_scripts.listing import Download, Sample, base_name, keyed, pair
 
 # name: (labelId, colour), in the order of train ids (cityscapesScripts, helpers/labels.py)
 CLASSES = {

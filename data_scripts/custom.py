@@ -1,15 +1,14 @@
-"""What a user tells of a dataset of their own: the keys of data.custom, for `folder` and `hub`."""
+"""What a user says of their own dataset: the keys of data.custom, for `folder` and `hub`."""
 
 from __future__ import annotations
 
-import colorsys
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data_scripts.errors import DatasetError
-from data_scripts.labels import IGNORE, LabelRule
+from data_scripts.labels import IGNORE, LabelRule, default_colors
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Custom:
         """One 8-bit RGB colour a class."""
         if self.colors is not None:
             return tuple(tuple(color) for color in self.colors)
-        hues = [index / len(self.classes) for index in range(len(self.classes))]
-        return tuple(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.9)) for hue in hues)
+        return default_colors(len(self.classes))
 
     def rule(self) -> LabelRule:
         """The rule of `label_mapping` and `ignore_id`."""
@@ -88,13 +86,13 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
             raise DatasetError(f"data.custom has no key {key!r}: the nearest is {nearest!r}.")
     custom = Custom(**{key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()})
     if custom.label_mapping is not None:
-        # YAML gives numbers, a recipe that was saved strings; the digest shall be the same.
+        # YAML gives numbers and a saved recipe strings, but the digest must be the same.
         custom = replace(custom, label_mapping={str(key): value for key, value in custom.label_mapping.items()})
     count = len(custom.classes)
     if not 1 <= count < IGNORE or len(set(custom.classes)) != count:
         raise DatasetError(f"data.custom.classes must hold 1 to {IGNORE - 1} different names: list them by train id.")
     if custom.colors is not None and not all(is_color(color) for color in custom.colors):
-        raise DatasetError("data.custom.colors must hold colours [r, g, b] in 0..255: mend it or leave it out.")
+        raise DatasetError("data.custom.colors must hold colours [r, g, b] in 0..255: correct it or leave it out.")
     if len(custom.palette()) != count:
         raise DatasetError(
             f"data.custom.colors has {len(custom.palette())} colours for {count} classes: name one each."

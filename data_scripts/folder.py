@@ -11,7 +11,7 @@ from data_scripts.archives import Archive, Member, MissingArchive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.custom import parse_custom
 from data_scripts.errors import DatasetError
-from data_scripts.survey import Sample, Source, Survey, archive_record, keyed, pair
+from data_scripts.listing import Listing, Sample, Source, archive_record, keyed, pair
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".PNG", ".BMP", ".TIF", ".TIFF", ".GIF")
@@ -21,7 +21,7 @@ class Builder(SegmentationBuilder):
     """The splits that data.custom names."""
 
     @classmethod
-    def take_survey(cls, source: Source) -> Survey:
+    def list_dataset(cls, source: Source) -> Listing:
         custom = parse_custom(source.custom)
         places = {
             "train": (custom.train_images, custom.train_labels),
@@ -45,10 +45,10 @@ class Builder(SegmentationBuilder):
                 )
                 records += [archive_record(photos.archive), archive_record(maps.archive)]
                 if not samples[split]:
-                    raise DatasetError(f"{images} in {source.root} holds no image with a label: mend data.custom.")
+                    raise DatasetError(f"{images} in {source.root} holds no image with a label: correct data.custom.")
         if not samples:
             raise DatasetError("data.custom names no images: set train_images and train_labels, or val_*.")
-        return Survey(samples, records, custom.classes, custom.palette(), custom.rule(), asdict(custom), left_out)
+        return Listing(samples, records, custom.classes, custom.palette(), custom.rule(), asdict(custom), left_out)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Place:
             if parent.is_file():
                 inner = path.relative_to(parent).as_posix()
                 return cls(stack.enter_context(open_archive(parent)), "" if inner == "." else f"{inner}/")
-        raise MissingArchive(f"{place} is not in {root}: put it there, or mend data.custom or data.root.")
+        raise MissingArchive(f"{place} is not in {root}: put it there, or correct data.custom or data.root.")
 
     def members(self, endings: str | tuple[str, ...]) -> dict[str, Member]:
         """The members that end in one of `endings`, by their path below the place without it."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from data_scripts.archives import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.cityscapes import COLORS, LABEL_IDS, NAMES
-from data_scripts.survey import Download, Sample, Source, base_name, keyed, pair
+from data_scripts.listing import Download, Sample, Source, base_name, keyed, pair
 
 PAGE = "https://download.visinf.tu-darmstadt.de/data/from_games/"
 PARTS = tuple(
@@ -26,7 +26,7 @@ class Builder(SegmentationBuilder):
     downloads = tuple(download for part in PARTS for download in part)
     counts: ClassVar = {"train": 24966}
     rule = LABEL_IDS
-    mends_label_size = True
+    resizes_labels = True
     missing_hint = ", or set data.allow_partial to train on the pairs that are there"
 
     @classmethod
@@ -36,7 +36,7 @@ class Builder(SegmentationBuilder):
         whole = [part for part in PARTS if not any(download.file in missing for download in part)]
         if not (missing and whole and source.allow_partial):
             return cls.downloads
-        logger.warning("gta5 goes on without all pairs: %s are not in %s.", ", ".join(missing), source.root)
+        logger.warning("gta5 is prepared without all pairs, because %s are not in %s.", ", ".join(missing), source.root)
         return [download for part in whole for download in part]
 
     @classmethod
@@ -47,9 +47,9 @@ class Builder(SegmentationBuilder):
         for photos, labels in zip(archives[::2], archives[1::2], strict=True):
             images = keyed(members_under(photos, "images/", ".png"), base_name)
             annotations = keyed(members_under(labels, "labels/", ".png"), base_name)
-            paired, lonely = pair(images, annotations, allow_partial)
+            paired, unpaired = pair(images, annotations, allow_partial)
             samples += paired
-            left_out += lonely
+            left_out += unpaired
         opened = {Path(archive.path).name for archive in archives}
         missing = [download.file for download in cls.downloads if download.file not in opened]
         return {"train": samples}, {"train": left_out, "archives": missing}

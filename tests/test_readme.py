@@ -1,5 +1,6 @@
 """Every command of the README is parsed by what it calls, and every file it names is there."""
 
+import configparser
 import re
 import shlex
 import subprocess
@@ -9,8 +10,8 @@ import pytest
 from launching import ROOT
 
 from benchmark.__main__ import COMMANDS
-from benchmark.assembly import describe
-from benchmark.command_line import CommandParser
+from benchmark.recipe.parser import CommandParser
+from benchmark.training.build import describe
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
@@ -72,8 +73,19 @@ def test_every_file_that_is_named_exists():
     named = set(re.findall(r"\]\(([\w./-]+)\)", README)) | set(re.findall(r"`([\w/]+\.(?:py|yaml|md|sh))`", README))
     made = {"results.json", "recipe.yaml"}
     for name in named - made:
-        places = (ROOT / name, ROOT / "benchmark" / name, ROOT / "benchmark/models" / name)
-        assert any(place.exists() for place in places), name
+        assert (ROOT / name).exists(), name
+
+
+def test_the_drawing_is_the_contract():
+    """The rooms of the README, from above to below, are the layers that import-linter checks."""
+    drawing = re.search(r"```\ntrain\.py .*?\n(.*?)```", README, flags=re.S)[1]
+    rooms = [line.split()[0] for line in drawing.splitlines()]
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    layers = config["importlinter:contract:layers"]["layers"].replace("|", "\n").split()
+    assert rooms == [layer.removeprefix("benchmark.") for layer in layers if layer != "benchmark.__main__"]
+    folders = {path.name for path in (ROOT / "benchmark").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders | {"data_scripts"} == set(rooms)
 
 
 def test_ci_runs_the_readmes_test_command():
@@ -86,4 +98,9 @@ def test_train_py_is_short_and_knows_only_what_it_may():
     text = (ROOT / "train.py").read_text()
     assert text.count("\n") < 40
     imported = re.findall(r"^\s*from (\S+) import", text, flags=re.M)
-    assert set(imported) <= {"benchmark", "benchmark.errors", "benchmark.command_line", "benchmark.training"}
+    assert set(imported) <= {
+        "benchmark.errors",
+        "benchmark.recipe.parser",
+        "benchmark.training.build",
+        "benchmark.training.loop",
+    }

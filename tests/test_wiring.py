@@ -5,16 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
-from interrupted import metrics
+from interruption import metrics
 from launching import launch, parse
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.transforms.v2 import functional as F
 
-from benchmark.data import sample_index
+from benchmark.data.step_plan import sample_index
+from benchmark.data.transforms import decode_image, training_sample
 from benchmark.models.modeling import SegmentationModel
-from benchmark.training import train
-from benchmark.transforms import decode_image, training_sample
-from data_scripts import prepare
+from benchmark.recipe.schema import Augment
+from benchmark.training.loop import train
+from data_scripts.prepare import prepare
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 CROP = (64, 64)
@@ -26,8 +27,7 @@ def inputs(monkeypatch):
     seen = {True: [], False: []}
 
     def forward(self, pixel_values, labels=None, positions=None, original=SegmentationModel.forward, **options):
-        if labels is not None or len(pixel_values) > 1:
-            seen[self.training].append({"pixel_values": pixel_values, "labels": labels, "positions": positions})
+        seen[self.training].append({"pixel_values": pixel_values, "labels": labels, "positions": positions})
         return original(self, pixel_values, labels, positions, **options)
 
     monkeypatch.setattr(SegmentationModel, "forward", forward)
@@ -47,7 +47,12 @@ def test_what_reaches_the_model_is_what_torchvision_makes(tiny, cache_dir, input
         for index, position in enumerate(batch["positions"].tolist()):
             row = split[sample_index(position, len(split), seed)]
             sample = training_sample(
-                row["image"]["bytes"], row["annotation"]["bytes"], crop_size=CROP, seed=seed, position=position
+                row["image"]["bytes"],
+                row["annotation"]["bytes"],
+                crop_size=CROP,
+                seed=seed,
+                position=position,
+                augment=Augment(),
             )
             assert torch.equal(batch["labels"][index], sample["labels"].long())
             brightness, contrast, saturation, hue, _ = sample["jitter"].tolist()

@@ -1,26 +1,29 @@
 """python -m benchmark encoders [PATTERN]
 
 List the encoders that have a recipe; with a pattern, every timm model it matches that can be an encoder. A pattern with
-* or ? is matched with the whole name, another one with any part of it: dinov3, 'vit_base_*'. Parameters are those that
+* or ? is matched with the whole name, any other one with a part of it: dinov3, 'vit_base_*'. Parameters are those that
 a segmentation model uses, so without a classifier; they, pixels and patch are given for the size of pretraining.
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from tqdm.auto import tqdm
 
-from benchmark.command_line import CommandParser
 from benchmark.errors import UserError
+from benchmark.recipe.parser import CommandParser
+from benchmark.reporting.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("recipes") / "encoders"
 
 
 class Candidate(NamedTuple):
-    """A timm name, the recipe that has it ("" for none), and what is told of its pretraining."""
+    """A timm name, the recipe that has it ("" for none), and what is known of its pretraining."""
 
     name: str
     recipe: str
@@ -33,16 +36,15 @@ def main(arguments: Sequence[str]) -> None:
     pattern = parser.parse_args(arguments).pattern
 
     candidates = with_recipe() if pattern is None else matching(pattern)
-    header = Candidate("encoder", "recipe", "pretraining")
-    widths = [max(map(len, column)) for column in zip(header, *candidates, strict=True)]
-    printed = 0
-    for candidate, facts in known_encoders(candidates):
-        if not printed:
-            print(_line(widths, header, "parameters", "pixels", "patch"))
-        print(_line(widths, candidate, *facts), flush=True)
-        printed += 1
-    if not printed:
+    rows = [
+        (candidate.name, candidate.recipe, candidate.pretraining, *facts)
+        for candidate, facts in known_encoders(tqdm(candidates, leave=False, disable=not sys.stderr.isatty()))
+    ]
+    if not rows:
+        if pattern is None:
+            raise UserError(f"There are no recipes in {ROOT / RECIPES}: install this package again, or give a pattern.")
         raise UserError(f"No plain vision transformer of timm matches '{pattern}': try a shorter one, such as dinov2.")
+    print(format_table(rows, ("encoder", "recipe", "pretraining", "parameters", "pixels", "patch"), left=3))
 
 
 def with_recipe() -> list[Candidate]:
@@ -70,7 +72,7 @@ def matching(pattern: str) -> list[Candidate]:
     return found + [c for c in others if fnmatch.fnmatch(c.name, glob) and c.name not in listed]
 
 
-def known_encoders(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, tuple[str, str, str]]]:
+def known_encoders(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, tuple[str, str, str]]]:
     """Those that can be an encoder, each with its parameters, pixels and patch size; no memory is taken for weights."""
     import torch
 
@@ -86,11 +88,3 @@ def known_encoders(candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate,
         except ModelError:  # no plain vision transformer
             continue
         yield candidate, (f"{total:,}", "x".join(map(str, defaults.img_size)), str(defaults.patch_size))
-
-
-def _line(widths: Sequence[int], candidate: Candidate, parameters: str, pixels: str, patch: str) -> str:
-    name, recipe, _ = widths
-    return (
-        f"{candidate.name:{name}}  {parameters:>13}  {pixels:>9}  {patch:>5}  "
-        f"{candidate.recipe:{recipe}}  {candidate.pretraining}"
-    )

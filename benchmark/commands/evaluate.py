@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.command_line import CommandParser, load_recipe
 from benchmark.errors import UserError
-from benchmark.recipe import Recipe
+from benchmark.recipe.parser import CommandParser, load_recipe
+from benchmark.recipe.schema import Recipe
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,10 +19,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_recipe(required=False)
     parser.add_argument("--output", help="a file for the results as JSON")
     own, overrides = parser.parse_known_args(arguments)
-    from benchmark.hub import beside, model_folder
+    from benchmark.reporting.hub import model_folder
+    from benchmark.reporting.run_folder import RECIPE, find_in_run
 
     folder = model_folder(own.model)
-    recipe = beside(folder, "recipe.yaml")
+    recipe = find_in_run(folder, RECIPE)
     if not own.recipe and not recipe:
         raise UserError(f"There is no recipe.yaml beside {own.model}: name a recipe with --recipe.")
     asked = load_recipe(own.recipe or [str(recipe)], overrides)
@@ -31,45 +32,47 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_recipe(asked: Recipe, folder: Path, trained: Path | None) -> None:
-    """Refuse a recipe by which the model was not trained, whose name and protocol its scores would bear.
+    """Refuse a recipe by which the model was not trained: the scores would have that recipe's name and protocol.
 
-    What is scored, and in which precision, may be another's.
+    What is scored, and in which precision, may differ.
 
     Args:
         trained: the recipe.yaml of the model's run; None where it is not there, and its configuration has to do.
     """
     from benchmark.models.configuration import SegmentationConfig
-    from benchmark.results import recipe_difference
+    from benchmark.recipe.identity import difference, identity
 
-    identity = asked.identity()
+    wanted = identity(asked)
     if trained:
         free = ("data.val", "data.allow_partial", "data.custom.", "train.precision")
-        difference = recipe_difference(trained, {k: v for k, v in identity.items() if not k.startswith(free)})
+        different = difference(trained, {k: v for k, v in wanted.items() if not k.startswith(free)})
     else:
         config = SegmentationConfig.from_pretrained(folder)
         there = {key: getattr(config, key) for key in ("encoder", "head", "patch_size", "freeze_encoder")}
-        pairs = [(f"model.{key}", value, identity[f"model.{key}"]) for key, value in there.items()]
+        pairs = [(f"model.{key}", value, wanted[f"model.{key}"]) for key, value in there.items()]
         pairs.append(("data.crop_size", list(config.crop_size), list(asked.data.crop)))
-        difference = next((f"{key} is {one} there and {other} here" for key, one, other in pairs if one != other), None)
-    if difference:
+        different = next((f"{key} is {one} there and {other} here" for key, one, other in pairs if one != other), None)
+    if different:
         raise UserError(
-            f"{folder} was trained by another recipe ({difference}): leave --recipe away, or name the one it was "
-            "trained by, and what is scored by --data.val."
+            f"{folder} was trained by another recipe ({different}): leave out --recipe, or name the one it was "
+            "trained by, and say what is scored with --data.val."
         )
 
 
 def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
     """Score the model as `recipe` says, print the table and return (and write to `output`) what results.json holds."""
-    from benchmark import assembly, results
-    from benchmark.evaluation import format_table
-    from benchmark.hub import beside, load_model
     from benchmark.models.modeling import parameter_counts
+    from benchmark.recipe.identity import identity, protocol
+    from benchmark.reporting import results
+    from benchmark.reporting.model_folder import load_model
+    from benchmark.reporting.run_folder import RESULTS, find_in_run
+    from benchmark.training import build, launch
 
-    accelerator = assembly.start_accelerator(recipe)
+    accelerator = launch.start_processes(recipe)
     model = load_model(folder).to(accelerator.device)
     if recipe.train.compile:
         model.compile_blocks()
-    datasets = assembly.prepare_datasets(recipe, accelerator, names=recipe.data.val)
+    datasets = build.prepare_datasets(recipe, accelerator, names=recipe.data.val)
     for name, dataset in datasets.items():
         if list(dataset.classes) != list(model.config.id2label.values()):
             raise UserError(
@@ -77,25 +80,23 @@ def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
             )
 
     start = time.perf_counter()
-    evaluations = assembly.evaluate_datasets(recipe, model, datasets, accelerator)
+    evaluations = build.evaluate_datasets(recipe, model, datasets, accelerator)
     seconds = time.perf_counter() - start
 
-    run = beside(folder, results.RESULTS)
+    run = find_in_run(folder, RESULTS)
     trained = json.loads(run.read_text()) if run else {}
     total, trainable = parameter_counts(model)
-    fingerprints = {name: dataset.fingerprint for name, dataset in datasets.items()}
-    measured = {
+    training = {
         **{key: trained.get(key) for key in ("step", "train_seconds", "images_per_second", "dataset_fingerprint")},
-        **results.summarize(evaluations, fingerprints),
-        **results.describe_experiment(recipe.identity(), recipe.protocol(), recipe.output.setting),
-        **results.describe_machine(accelerator),
         "parameters": total,
         "trainable_parameters": trainable,
         "eval_seconds": seconds,
     }
+    experiment = results.describe_experiment(identity(recipe), protocol(recipe), recipe.output.setting)
+    measured = results.build_results(evaluations, datasets, experiment, training, accelerator)
     if accelerator.is_main_process:
         for name in datasets:
-            print(f"{name}\n{format_table(measured['datasets'][name])}")
+            print(f"{name}\n{results.score_table(measured['datasets'][name])}")
         if output:
             results.write_results(Path(output), measured)
     accelerator.end_training()

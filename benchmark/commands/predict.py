@@ -10,11 +10,13 @@ import glob
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmark.command_line import CommandParser
 from benchmark.errors import UserError
+from benchmark.recipe.parser import CommandParser
+from benchmark.reporting.tables import format_table
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -66,10 +68,9 @@ def find_images(names: Sequence[str]) -> dict[str, Path]:
         found.update(dict.fromkeys(file.absolute() for file in inside))
     root = os.path.commonpath([file.parent for file in found])
     relative = {file: file.relative_to(root) for file in found}
-    stems = [path.with_suffix("") for path in relative.values()]
+    stems = Counter(path.with_suffix("") for path in relative.values())
     named = {
-        str(path.with_suffix("") if stems.count(path.with_suffix("")) == 1 else path): file
-        for file, path in relative.items()
+        str(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path): file for file, path in relative.items()
     }
     # a.jpg, a.png and a.jpg.png: the last would take the first one's name
     return named if len(named) == len(found) else {str(path): file for file, path in relative.items()}
@@ -87,10 +88,12 @@ def predict(
     import transformers
     from tqdm.auto import tqdm
 
-    from benchmark.hub import load_model, model_folder
-    from benchmark.models.modeling import semantic_logits
-    from benchmark.models.windows import label_map, normalize, pooled_windows
-    from benchmark.pictures import class_shares, default_colors
+    from benchmark.evaluation.inference import window_logits
+    from benchmark.models.windows import label_map
+    from benchmark.reporting.hub import model_folder
+    from benchmark.reporting.model_folder import load_model
+    from benchmark.reporting.pictures import class_shares
+    from data_scripts.labels import default_colors
 
     transformers.utils.logging.disable_progress_bar()
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -100,17 +103,16 @@ def predict(
     colors = config.colors or default_colors(len(classes))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
-    def forward(windows: torch.Tensor) -> torch.Tensor:
-        pixel_values = normalize(windows.to(device), config.image_mean, config.image_std)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            return semantic_logits(model(pixel_values=pixel_values), config.crop_size)
-
     unreadable: dict[str, str] = {}
     shares: dict[str, list[float]] = {}
-    bar = tqdm(total=len(files), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty())
-    with bar, torch.no_grad():
-        images = _readable(files, config.crop_size, unreadable, bar)
-        for (name, size), logits in pooled_windows(images, forward, config.crop_size, batch_size):
+    with tqdm(total=len(files), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for (name, size), logits in window_logits(
+            model,
+            _readable(files, config.crop_size, unreadable, bar),
+            batch_size=batch_size,
+            device=device,
+            autocast=lambda: torch.autocast(device.type, dtype, enabled=dtype is not None),
+        ):
             labels = label_map(logits, size).cpu().numpy()
             _write_pictures(output, name, files[name], labels, classes, colors)
             shares[name] = class_shares(labels, len(classes)).tolist()
@@ -153,7 +155,7 @@ def _readable(files: dict[str, Path], crop_size: Sequence[int], unreadable: dict
 
 
 def _write_pictures(output: Path, name: str, file: Path, labels, classes: Sequence[str], colors) -> None:
-    from benchmark.pictures import label_image, overlay
+    from benchmark.reporting.pictures import label_image, overlay
 
     label_file, overlay_file = output / "labels" / f"{name}.png", output / "overlays" / f"{name}.jpg"
     for path in (label_file, overlay_file):
@@ -173,9 +175,7 @@ def _write_table(file: Path, classes: Sequence[str], shares: dict[str, list[floa
 def _report(output: Path, classes: Sequence[str], shares: dict[str, list[float]], unreadable: dict[str, str]) -> None:
     means = [sum(column) / len(shares) for column in zip(*shares.values(), strict=True)]
     rows = sorted(zip(classes, means, strict=True), key=lambda row: -row[1])
-    width = max(len(name) for name in classes)
-    print(f"{'class':<{width}}  {'share in %':>10}")
-    print("\n".join(f"{name:<{width}}  {mean:>10.2f}" for name, mean in rows if mean))
+    print(format_table([(name, f"{mean:.2f}") for name, mean in rows if mean], ("class", "share in %")))
     print(f"Label maps, overlays and shares of {len(shares)} image(s) are in {output}.")
     for name, why in unreadable.items():
         print(f"{name} was left out: {why}.", file=sys.stderr)

@@ -5,7 +5,7 @@ Build the datasets that a recipe names, without training, and print what is in t
 
 from collections.abc import Sequence
 
-from benchmark.command_line import CommandParser
+from benchmark.recipe.parser import CommandParser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -13,8 +13,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_recipe()
     _, recipe = parser.parse_recipe(arguments)
 
-    from benchmark.assembly import prepare_dataset
-    from data_scripts import format_report
+    from benchmark.reporting.datasets import format_report
+    from benchmark.training.build import prepare_dataset
 
     for name in dict.fromkeys([recipe.data.train, *recipe.data.val]):
         dataset = prepare_dataset(recipe, name)

@@ -10,9 +10,10 @@ Measure one part on this machine: print a table and, last, one line of JSON.
 import json
 from collections.abc import Mapping, Sequence
 
-from benchmark.command_line import CommandParser, load_recipe
 from benchmark.errors import UserError
-from benchmark.recipe import Recipe
+from benchmark.recipe.parser import CommandParser, load_recipe
+from benchmark.recipe.schema import Recipe
+from benchmark.reporting.tables import format_table
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure_data(recipe: Recipe, seconds: float) -> None:
-    from benchmark.assembly import prepare_dataset
     from benchmark.commands.throughput_data import PARTS, measure
+    from benchmark.training.build import prepare_dataset
 
     split = prepare_dataset(recipe, recipe.data.train).splits["train"]
-    measured = measure(split, crop_size=recipe.data.crop, seed=recipe.seed, seconds=seconds)
+    measured = measure(split, crop_size=recipe.data.crop, seed=recipe.seed, augment=recipe.augment, seconds=seconds)
     _print(
         f"Training samples of {recipe.data.train} at {' x '.join(map(str, recipe.data.crop))}, one worker, one thread",
         {"images/s": f"{measured['images_per_second']:.1f}"}
@@ -77,6 +78,5 @@ def measure_train(recipe: Recipe, steps: int) -> None:
 
 
 def _print(title: str, rows: Mapping[str, str], measured: Mapping[str, object]) -> None:
-    width = max(map(len, rows))
-    print("\n".join([title, *(f"  {name:{width}}  {value}" for name, value in rows.items())]))
+    print(f"{title}\n{format_table(list(rows.items()), left=2)}")
     print(json.dumps(dict(measured)))

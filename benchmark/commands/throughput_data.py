@@ -12,24 +12,28 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from benchmark.data import TrainingSamples, sample_index
-from benchmark.transforms import crop_image, decode_annotation, decode_image, draw_jitter, settle_crop
+from benchmark.data.loaders import TrainingSamples
+from benchmark.data.step_plan import sample_index
+from benchmark.data.transforms import choose_crop, crop_image, decode_annotation, decode_image, draw_jitter
+from benchmark.recipe.schema import Augment
 
 PARTS = ("decode", "label", "resize", "rest")
 BATCH_SIZE = 8
 
 
-def measure(split: datasets.Dataset, *, crop_size: tuple[int, int], seed: int, seconds: float) -> dict[str, float]:
+def measure(
+    split: datasets.Dataset, *, crop_size: tuple[int, int], seed: int, augment: Augment, seconds: float
+) -> dict[str, float]:
     """Make batches of training samples from rows {"image", "annotation"} with one thread for about `seconds`.
 
     Returns images_per_second, of whole samples, and the milliseconds an image spends in `decode` (of the image),
-    `label` (decoding it and settling the crop), `resize` (resizing, padding and cropping the image) and `rest` (reading
-    the row, draws, thumbnail, stacking). Wholes and parts are timed in turns, batch by batch.
+    `label` (decoding it and choosing the crop), `resize` (resizing, padding and cropping the image) and `rest` (reading
+    the row, draws, thumbnail, stacking). Wholes and parts are timed alternately, batch by batch.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measure(TrainingSamples(split, crop_size, seed), seconds)
+        return _measure(TrainingSamples(split, crop_size, seed, augment), seconds)
     finally:
         torch.set_num_threads(threads)
 
@@ -58,9 +62,10 @@ def _parts(samples: TrainingSamples, first: int) -> Counter:
     for position in range(first, first + BATCH_SIZE):
         row = samples.split[sample_index(position, len(samples.split), samples.seed)]
         rng = np.random.default_rng([samples.seed, position])
-        draw_jitter(rng)
+        draw_jitter(rng, samples.augment)
         started = time.perf_counter()
-        geometry, _ = settle_crop(decode_annotation(row["annotation"]["bytes"]).numpy(), samples.crop_size, rng)
+        label = decode_annotation(row["annotation"]["bytes"]).numpy()
+        geometry, _ = choose_crop(label, samples.crop_size, rng, samples.augment)
         labelled = time.perf_counter()
         pixels = decode_image(row["image"]["bytes"])
         decoded = time.perf_counter()

@@ -1,14 +1,13 @@
 """`python -m benchmark throughput train`: steps of the training loop on synthetic images.
 
 The steps are the loop's own: jitter and normalisation on the device, forward, backward, accumulation, optimizer. Only
-the images are made up, the same ones in every step, so that nothing waits for a disk or a worker.
+the images are synthetic, the same ones in every step, so that nothing waits for a disk or a worker.
 """
 
 import itertools
-import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from benchmark.assembly import build_model, start_accelerator
-from benchmark.preemption import MARKER, Preemption
-from benchmark.recipe import Output, Recipe
-from benchmark.results import describe_machine
-from benchmark.training import Run
-from benchmark.transforms import THUMBNAIL_SIZE, draw_jitter
-from data_scripts import PreparedDataset, class_names
+from benchmark.data.transforms import THUMBNAIL_SIZE, draw_jitter
+from benchmark.models.modeling import SegmentationModel
+from benchmark.recipe.schema import Augment, Recipe
+from benchmark.reporting.results import describe_machine
+from benchmark.training.build import build_step, model_config
+from benchmark.training.launch import start_processes
+from benchmark.training.memory import plan_steps
+from benchmark.training.step import Step
+from data_scripts.prepare import class_names
 
 WARM_UP_STEPS = 3  # for compilation, the optimizer's state and the allocator
 CLASSES_PER_IMAGE = 9  # about what a crop of ADE20K holds; the Mask2Former loss grows with it
@@ -34,25 +35,20 @@ def measure(recipe: Recipe, steps: int) -> dict[str, float | int | str]:
     Returns images_per_second (over all processes), seconds_per_step, steps, global_batch_size, and of this process
     peak_memory_bytes (allocated on the GPU since its start, without one the process's resident set) and device.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = replace(
-            recipe,
-            model=replace(recipe.model, pretrained=False, checkpoint=None),
-            train=replace(recipe.train, steps=WARM_UP_STEPS + steps),
-            output=Output(dir=folder),  # no tracker but the default, no upload
-        )
-        accelerator = start_accelerator(recipe)
-        classes = class_names(recipe.data.train, asdict(recipe.data.custom))
-        dataset = PreparedDataset(
-            recipe.data.train, splits={}, classes=classes, colors=(), fingerprint={"digest": ""}, report={}, folder=""
-        )
-        preemption = Preemption(accelerator, Path(folder) / MARKER)
-        run = Run(recipe, accelerator, Path(folder), {dataset.name: dataset}, build_model(recipe, dataset), preemption)
-        forwards = accelerator.num_processes * accelerator.gradient_accumulation_steps  # in one step
-        micro = recipe.train.global_batch_size // forwards
-        seconds = _time_steps(run, synthetic_batch(micro, recipe.data.crop, len(classes)), steps)
-        run.reporter.close()
-        accelerator.end_training()
+    recipe = replace(recipe, train=replace(recipe.train, steps=WARM_UP_STEPS + steps))
+    accelerator = start_processes(recipe)
+    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
+    torch.manual_seed(recipe.seed)
+    model = SegmentationModel(model_config(recipe, classes, None)).train().to(accelerator.device)
+    if recipe.train.compile:
+        model.compile_blocks()
+    plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
+    step = build_step(recipe, model, plan, accelerator)
+    batch = synthetic_batch(plan.micro_batch_size, recipe.data.crop, len(classes))
+    if accelerator.device.type == "cuda":  # as the loader does
+        batch = {key: value.pin_memory() for key, value in batch.items()}
+    seconds = _time_steps(step, itertools.repeat(batch), steps)
+    accelerator.end_training()
     machine = describe_machine(accelerator)
     return {
         "images_per_second": steps * recipe.train.global_batch_size / seconds,
@@ -63,17 +59,14 @@ def measure(recipe: Recipe, steps: int) -> dict[str, float | int | str]:
     }
 
 
-def _time_steps(run: Run, batch: dict[str, Tensor], steps: int) -> float:
-    """The seconds that `steps` steps take after the warm-up; the device is waited for at the ends alone."""
-    device = run.accelerator.device
-    if device.type == "cuda":  # as the loader does
-        batch = {key: value.pin_memory() for key, value in batch.items()}
-    batches = itertools.repeat(batch)
-    run.model.train()
-    for step in range(1, WARM_UP_STEPS + steps + 1):
-        if step == WARM_UP_STEPS + 1:
-            start = _now(device)
-        run._step(step, batches)
+def _time_steps(step: Step, batches: Iterator[dict[str, Tensor]], steps: int) -> float:
+    """The seconds that `steps` steps take after the warm-up; the device is waited for only before and after them."""
+    device = step.accelerator.device
+    for number in range(1, WARM_UP_STEPS + 1):
+        step(number, batches)
+    start = _now(device)
+    for number in range(WARM_UP_STEPS + 1, WARM_UP_STEPS + steps + 1):
+        step(number, batches)
     return _now(device) - start
 
 
@@ -95,7 +88,7 @@ def synthetic_batch(batch_size: int, crop_size: tuple[int, int], num_classes: in
                 "pixel_values": torch.from_numpy(rng.integers(0, 256, (3, *crop_size), np.uint8)),
                 "labels": F.interpolate(torch.from_numpy(fields), crop_size)[0, 0].to(torch.uint8),
                 "positions": position,
-                "jitter": torch.from_numpy(draw_jitter(rng)),
+                "jitter": torch.from_numpy(draw_jitter(rng, Augment())),
                 "thumbnails": torch.from_numpy(rng.integers(0, 256, (3, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)),
                 "sizes": torch.tensor(crop_size),
             }

@@ -2,22 +2,18 @@
 
 from transformers import PretrainedConfig
 
-from .errors import ModelError
-
-HEADS = ("linear", "mask2former")
-
 
 class SegmentationConfig(PretrainedConfig):
     """Configuration of a `SegmentationModel`.
 
     Args:
         encoder: timm's name of a vision transformer.
-        head: "linear" or "mask2former".
+        head: a name in `modeling.HEADS`.
+        head_options: keyword arguments of the head, such as num_queries; its defaults where they are left out.
         crop_size: height and width, in pixels, of what the model sees at once.
         patch_size: side of a patch in pixels; the pretrained embedding is resampled to it.
         image_mean, image_std: three floats each, for pixels in [0, 1].
         freeze_encoder: train the head alone.
-        num_points: points at which the Mask2Former loss samples a mask.
         seed: keys the random points of the Mask2Former loss.
         colors: one [red, green, blue] (0..255) a class, for pictures.
         id2label, label2id, num_labels: as in every HuggingFace configuration.
@@ -34,13 +30,14 @@ class SegmentationConfig(PretrainedConfig):
         image_mean=(0.485, 0.456, 0.406),
         image_std=(0.229, 0.224, 0.225),
         freeze_encoder: bool = False,
-        num_points: int = 12544,
+        head_options=None,
         seed: int = 0,
         colors=None,
         **kwargs,
     ):
-        if head not in HEADS:
-            raise ModelError(f"model.head is '{head}', but it must be one of {', '.join(HEADS)}.")
+        num_points = kwargs.pop("num_points", None)  # which older configurations have in place of head_options
+        if num_points is not None and head == "mask2former":
+            head_options = {"num_points": num_points, **(head_options or {})}
         self.encoder = encoder
         self.head = head
         self.crop_size = list(crop_size)
@@ -48,7 +45,7 @@ class SegmentationConfig(PretrainedConfig):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.freeze_encoder = freeze_encoder
-        self.num_points = num_points
+        self.head_options = dict(head_options or {})
         self.seed = seed
         self.colors = None if colors is None else [list(color) for color in colors]
         super().__init__(**kwargs)

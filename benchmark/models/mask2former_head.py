@@ -5,50 +5,51 @@ single-scale form of Kerssies et al. (arXiv 2404.12172).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
+
+from .mask2former_loss import Mask2FormerPredictions, mask2former_loss
 
 
-class Mask2FormerPredictions(NamedTuple):
-    """What every layer predicts: before each of the L - 1 blocks and after the last.
+@dataclass
+class Mask2FormerOutput(Mask2FormerForUniversalSegmentationOutput):
+    """transformers' output, with the parts of the loss."""
 
-    Mask logits are the products of mask embeddings and mask features; the loss and evaluation make those they need.
-    """
-
-    class_logits: Tensor
-    """(L, B, Q, num_labels + 1); the last class is "no object"."""
-    mask_embeddings: Tensor
-    """(L, B, Q, hidden_size)"""
-    mask_features: Tensor
-    """(B, hidden_size, grid_height, grid_width)"""
-
-    def mask_logits(self, layer: int = -1) -> Tensor:
-        """The mask logits (B, Q, grid_height, grid_width) of one layer, by default the last."""
-        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
+    loss_parts: dict[str, Tensor] | None = None
 
 
 class Mask2FormerHead(nn.Module):
     """Turn a grid of tokens into class logits and masks of `num_queries` queries, once a layer.
 
     `blocks` is the list to compile block by block. The forward pass has no host synchronisation and no graph break.
+
+    Args:
+        loss_options: num_points and the weights and ratios of `mask2former_loss`.
     """
+
+    title = "Mask2Former"
+    main_output = "class_queries_logits"
 
     def __init__(
         self,
         embed_dim: int,
         num_labels: int,
         grid_size: tuple[int, int],
+        *,
         num_queries: int = 100,
         num_blocks: int = 9,
         hidden_size: int = 256,
         num_heads: int = 8,
         ffn_size: int = 2048,
+        **loss_options: float,
     ):
         super().__init__()
-        self.grid_size = grid_size
+        self.grid_size, self.loss_options = grid_size, loss_options
         self.projection = nn.Linear(embed_dim, hidden_size)
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_size))
         self.query_positions = nn.Parameter(torch.randn(num_queries, hidden_size))
@@ -82,6 +83,35 @@ class Mask2FormerHead(nn.Module):
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.norm(queries)
         return self.class_layer(queries), self.mask_mlp(queries)
+
+    def loss(
+        self, predictions: Mask2FormerPredictions, labels: Tensor, positions: Tensor | None, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each image (B,) and its parts "class", "mask" and "dice"; see `mask2former_loss`."""
+        return mask2former_loss(predictions, labels, positions, seed=seed, **self.loss_options)
+
+    def outputs(
+        self, predictions: Mask2FormerPredictions, loss: Tensor | None, parts: dict[str, Tensor], auxiliary: bool
+    ) -> Mask2FormerOutput:
+        """The last layer's logits and, where `auxiliary` asks for them, those of the layers before it."""
+        layers = enumerate(predictions.class_logits[:-1]) if auxiliary else ()
+        others = [
+            {"class_queries_logits": class_logits, "masks_queries_logits": predictions.mask_logits(layer)}
+            for layer, class_logits in layers
+        ]
+        return Mask2FormerOutput(
+            loss=loss,
+            class_queries_logits=predictions.class_logits[-1],
+            masks_queries_logits=predictions.mask_logits(),
+            auxiliary_logits=others or None,
+            loss_parts=parts or None,
+        )
+
+    @staticmethod
+    def semantic_logits(outputs, size: Sequence[int]) -> Tensor:
+        """Class logits (B, C, *size), fp32, window by window, because all queries' masks of a window take memory."""
+        windows = zip(outputs["class_queries_logits"].split(1), outputs["masks_queries_logits"].split(1), strict=True)
+        return torch.cat([semantic_logits(classes, masks, tuple(size)) for classes, masks in windows])
 
 
 class Mask2FormerBlock(nn.Module):

@@ -20,14 +20,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .errors import ModelError
-from .mask2former_head import Mask2FormerPredictions
-from .mask2former_points import IGNORE_INDEX, draw_points, sample, sample_labels
+from .mask2former_points import PointLosses, draw_points, sample, sample_labels, softplus_sum
+from .windows import IGNORE_INDEX
 
 CHUNK_ELEMENTS = 2**26
 USUAL_CLASSES = 32  # Matching makes room for so many; where an image holds more it is done again, with a second copy.
+
+
+class Mask2FormerPredictions(NamedTuple):
+    """What every layer predicts: before each of the L - 1 blocks and after the last.
+
+    Mask logits are the products of mask embeddings and mask features; the loss and evaluation make those they need.
+    """
+
+    class_logits: Tensor
+    """(L, B, Q, num_labels + 1); the last class is "no object"."""
+    mask_embeddings: Tensor
+    """(L, B, Q, hidden_size)"""
+    mask_features: Tensor
+    """(B, hidden_size, grid_height, grid_width)"""
+
+    def mask_logits(self, layer: int = -1) -> Tensor:
+        """The mask logits (B, Q, grid_height, grid_width) of one layer, by default the last."""
+        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
 
 
 class Matching(NamedTuple):
@@ -58,8 +75,8 @@ def mask2former_loss(
     mask_weight: float = 5.0,
     dice_weight: float = 5.0,
     no_object_weight: float = 0.1,
-) -> Tensor:
-    """The loss of each image, summed over layers.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of each image, summed over layers, and its parts.
 
     Args:
         predictions: of L layers, Q queries and C classes; any floating dtype.
@@ -67,7 +84,8 @@ def mask2former_loss(
         positions: (B,), int64, each image's position in the sample stream; by default 0 .. B - 1.
         seed: 0 .. 2**31 - 1; decides, with the position, an image's points.
 
-    Returns: (B,), fp32, at least 0; exactly 0 for an image without a labelled pixel.
+    Returns: (B,), fp32, at least 0; exactly 0 for an image without a labelled pixel. The parts "class", "mask" and
+    "dice", weighted, have the same shape, no gradient, and the loss as their sum.
 
     Raises:
         ModelError: predictions are not finite, or an image holds a class that the model lacks, or more classes than
@@ -97,9 +115,13 @@ def mask2former_loss(
         )
         of_image = matching.images == torch.arange(len(labels), device=labels.device)[:, None]  # (B, M)
         num_masks = of_image.sum(1)
-        mask_loss = of_image.float() @ (mask_weight * mask + dice_weight * dice) / num_masks.clamp(min=1)
+        of_image, divisor = of_image.float(), num_masks.clamp(min=1)
+        mask_loss = of_image @ (mask_weight * mask + dice_weight * dice) / divisor
         class_loss = class_losses(predictions.class_logits, matching, no_object_weight)
-        return mask_loss + class_weight * class_loss.where(num_masks > 0, 0)
+        class_loss = class_weight * class_loss.where(num_masks > 0, 0)
+        mask_part = of_image @ (mask_weight * mask.detach()) / divisor
+        parts = {"class": class_loss.detach(), "mask": mask_part, "dice": mask_loss.detach() - mask_part}
+        return mask_loss + class_loss, parts
 
 
 @torch.no_grad()
@@ -134,7 +156,7 @@ def mask_costs(predictions: Mask2FormerPredictions, points: Tensor, targets: Ten
     for layers in _chunks(num_layers, batch_size * num_queries * points.shape[1]):
         maps = torch.bmm(rows[:, layers.start * num_queries : layers.stop * num_queries], tokens)
         logits = sample(maps.unflatten(2, features.shape[2:]), points)  # (B, layers * Q, P)
-        softplus, products = _softplus_sum(logits), torch.bmm(logits, columns)
+        softplus, products = softplus_sum(logits), torch.bmm(logits, columns)
         probabilities = logits.sigmoid_()
         sums.append((softplus, products, probabilities.sum(-1), torch.bmm(probabilities, columns)))
 
@@ -238,33 +260,6 @@ def choose_points(mask_logits: Tensor, points: Tensor, num_candidates: int, num_
     return torch.cat([uncertain, others.expand(*mask_logits.shape[:2], -1)], dim=-1)
 
 
-class PointLosses(torch.autograd.Function):
-    """Mean cross-entropy and dice loss (...) of masks from their logits and targets (..., P) at points.
-
-    By hand, as autograd would keep and pass over these largest tensors of the loss many times.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        cross_entropy = (_softplus_sum(logits) - torch.linalg.vecdot(logits, targets)) / logits.shape[-1]
-        probabilities = logits.sigmoid()
-        overlap = 2 * torch.linalg.vecdot(probabilities, targets) + 1
-        size = probabilities.sum(-1) + targets.sum(-1) + 1
-        ctx.save_for_backward(probabilities, targets, overlap / size, size)
-        return cross_entropy, 1 - overlap / size
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, cross_entropy_grad: Tensor, dice_grad: Tensor) -> tuple[Tensor, None]:
-        probabilities, targets, similarity, size = ctx.saved_tensors
-        # d dice / d p = (similarity - 2 t) / size, and d p / d x = p (1 - p).
-        grad = (probabilities * probabilities).sub_(probabilities)
-        grad *= (2 * targets).sub_(similarity[..., None])
-        grad *= (dice_grad / size)[..., None]
-        grad += (probabilities - targets).mul_(cross_entropy_grad[..., None] / targets.shape[-1])
-        return grad, None
-
-
 def class_losses(class_logits: Tensor, matching: Matching, no_object_weight: float) -> Tensor:
     """Weighted mean over queries of the class cross-entropy, summed over layers: (B,).
 
@@ -277,16 +272,6 @@ def class_losses(class_logits: Tensor, matching: Matching, no_object_weight: flo
     weights = torch.where(targets == num_outputs - 1, no_object_weight, 1.0)
     losses = F.cross_entropy(class_logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
     return ((weights * losses).sum(-1) / weights.sum(-1)).sum(0)
-
-
-def _softplus_sum(logits: Tensor) -> Tensor:
-    """The sum of softplus over the last dimension."""
-    if logits.device.type != "cpu":
-        return F.softplus(logits).sum(-1)
-    # max(x, 0) + log(1 + exp(-|x|)): on the CPU torch's log is ten times faster than the log1p of its softplus.
-    magnitudes = logits.abs()
-    twice_positive = logits.sum(-1) + magnitudes.sum(-1)
-    return torch.add(magnitudes.neg_().exp_().add_(1).log_().sum(-1), twice_positive, alpha=0.5)
 
 
 def _chunks(num_layers: int, elements: int) -> Iterator[slice]:

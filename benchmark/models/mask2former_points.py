@@ -1,10 +1,11 @@
-"""Points at which Mask2Former's loss samples masks: drawn by key, and sampled from maps and from label maps."""
+"""Points at which Mask2Former's loss samples masks: how they are drawn and sampled, and the losses there."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = 255
+from .windows import IGNORE_INDEX
 
 
 def draw_points(seed: int, positions: Tensor, num_points: int) -> Tensor:
@@ -65,3 +66,40 @@ def sample_labels(labels: Tensor, classes: Tensor, points: Tensor) -> Tensor:
     rows = place_of_label.gather(1, bordered.gather(1, pixels).long()).view_as(weights)
     targets = points.new_zeros(batch_size, classes.shape[1] + 1, points.shape[1])
     return targets.scatter_add_(1, rows, weights)[:, :-1]
+
+
+class PointLosses(torch.autograd.Function):
+    """Mean cross-entropy and dice loss (...) of masks from their logits and targets (..., P) at points.
+
+    By hand, as autograd would keep and pass over these largest tensors of the loss many times.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        cross_entropy = (softplus_sum(logits) - torch.linalg.vecdot(logits, targets)) / logits.shape[-1]
+        probabilities = logits.sigmoid()
+        overlap = 2 * torch.linalg.vecdot(probabilities, targets) + 1
+        size = probabilities.sum(-1) + targets.sum(-1) + 1
+        ctx.save_for_backward(probabilities, targets, overlap / size, size)
+        return cross_entropy, 1 - overlap / size
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, cross_entropy_grad: Tensor, dice_grad: Tensor) -> tuple[Tensor, None]:
+        probabilities, targets, similarity, size = ctx.saved_tensors
+        # d dice / d p = (similarity - 2 t) / size, and d p / d x = p (1 - p).
+        grad = (probabilities * probabilities).sub_(probabilities)
+        grad *= (2 * targets).sub_(similarity[..., None])
+        grad *= (dice_grad / size)[..., None]
+        grad += (probabilities - targets).mul_(cross_entropy_grad[..., None] / targets.shape[-1])
+        return grad, None
+
+
+def softplus_sum(logits: Tensor) -> Tensor:
+    """The sum of softplus over the last dimension."""
+    if logits.device.type != "cpu":
+        return F.softplus(logits).sum(-1)
+    # max(x, 0) + log(1 + exp(-|x|)): on the CPU torch's log is ten times faster than the log1p of its softplus.
+    magnitudes = logits.abs()
+    twice_positive = logits.sum(-1) + magnitudes.sum(-1)
+    return torch.add(magnitudes.neg_().exp_().add_(1).log_().sum(-1), twice_positive, alpha=0.5)

@@ -6,7 +6,7 @@ The rules are those of Kerssies et al., "How to Benchmark Vision Foundation Mode
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import ModelError
 
+IGNORE_INDEX = 255  # in label maps: no label
 MAX_WINDOWS = 64  # of one image; their logits for 150 classes at 512x512 take 10 GB
 STRIP_ELEMENTS = 2**23  # logits that are upsampled at once
 
@@ -77,6 +78,12 @@ def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (image.float() / 255 - mean_) / std_
 
 
+def merged_logits(window_logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (C, H, W), fp32, of an image of `size` from its windows' logits (n, C, crop height, crop width)."""
+    logits = merge_windows(window_logits, cover_size(size, window_logits.shape[-2:]))
+    return F.interpolate(logits[None], tuple(size), mode="bilinear")[0]
+
+
 def upsampled_argmax(logits: Tensor, size: Sequence[int], rows_at_once: int) -> Tensor:
     """Resize logits (C, h, w) to `size` (bilinear, no antialias) and take the argmax: uint8 (H, W).
 
@@ -102,49 +109,3 @@ def label_map(window_logits: Tensor, size: Sequence[int]) -> Tensor:
     cover = cover_size(size, window_logits.shape[-2:])
     logits = merge_windows(window_logits, cover)
     return upsampled_argmax(logits, size, rows_at_once=max(1, STRIP_ELEMENTS // (len(logits) * size[1])))
-
-
-def pooled_windows(
-    images: Iterable[tuple[object, Tensor]],
-    forward: Callable[[Tensor], Tensor],
-    crop_size: Sequence[int],
-    batch_size: int,
-) -> Iterator[tuple[object, Tensor]]:
-    """Run the windows of many images through `forward` in batches of one fixed size.
-
-    The last batch is padded with zeros: with every batch of the same shape, an image's logits do not depend on which
-    images it shares its batch with, and a compiled model is compiled once.
-
-    Args:
-        images: pairs of a key and a uint8 image (3, H, W) that covers the crop.
-        forward: uint8 windows (batch_size, 3, height, width) of the crop's size to logits (batch_size, C, height,
-            width).
-
-    Yields:
-        Each key, in order, with the logits (n, C, crop height, crop width) of its n windows.
-    """
-    keys: list[tuple[object, int]] = []  # images whose logits are not all there yet, with their number of windows
-    waiting: list[Tensor] = []
-    done: list[Tensor] = []
-
-    def run(windows: list[Tensor]) -> None:
-        batch = torch.stack(windows + [torch.zeros_like(windows[0])] * (batch_size - len(windows)))
-        done.extend(forward(batch)[: len(windows)])
-
-    def finished() -> Iterator[tuple[object, Tensor]]:
-        while keys and keys[0][1] <= len(done):
-            key, count = keys.pop(0)
-            yield key, torch.stack(done[:count])
-            del done[:count]
-
-    for key, image in images:
-        windows = split_windows(image, crop_size)
-        keys.append((key, len(windows)))
-        waiting.extend(windows)
-        while len(waiting) >= batch_size:
-            run(waiting[:batch_size])
-            del waiting[:batch_size]
-        yield from finished()
-    if waiting:
-        run(waiting)
-    yield from finished()

@@ -98,12 +98,3 @@ def rows() -> Callable:
         return found
 
     return read
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The real samples beside the repository."""
-    folder = Path(__file__).parents[2].parent / "shared" / "data"
-    if not folder.exists():
-        pytest.skip("the real samples are not beside the repository, in ../shared/data")
-    return folder

@@ -10,8 +10,10 @@ import zlib
 
 import pytest
 
-from data_scripts import DatasetError, archives, prepare
+from data_scripts import archives
 from data_scripts.archives import Member, Reader, natural_order, open_archive
+from data_scripts.errors import DatasetError
+from data_scripts.prepare import prepare
 
 
 def read_all(path):
@@ -46,40 +48,30 @@ def test_the_digest_tells_contents_of_equal_size_apart(tmp_path, make):
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("name", ["../up.png", "a/../../up.png", "/etc/x.png", "C:/x.png", "a\\..\\x.png"])
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_names_that_climb_out_or_are_absolute(tmp_path, make, kind, name):
-    if kind == "zip":
-        path = tmp_path / "evil.zip"
-        with zipfile.ZipFile(path, "w") as archive:
-            info = zipfile.ZipInfo("x")
-            info.filename = name
-            archive.writestr(info, b"x")
-    else:
-        path = make.tar(tmp_path / "evil.tar", {name: b"x"})
-    refused(path, name)
-
-
-def test_links(tmp_path):
-    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+def test_links_and_devices_are_no_members(tmp_path):
+    """Nothing is extracted, so they can do no harm; a sample that one stands for is missing."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         info = zipfile.ZipInfo("link.png")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "/etc/passwd")
-    refused(tmp_path / "evil.zip", "link.png", "link")
-    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-        with tarfile.open(tmp_path / "evil.tar", "w") as archive:
-            info = tarfile.TarInfo("link.png")
+        archive.writestr("a.png", b"a")
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo(f"link{kind.decode()}.png")
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
-        refused(tmp_path / "evil.tar", "link.png", "link")
+        info = tarfile.TarInfo("a.png")
+        info.size = 1
+        archive.addfile(info, io.BytesIO(b"a"))
+    for name in ("x.zip", "x.tar"):
+        assert read_all(tmp_path / name) == {"a.png": b"a"}
 
 
-def test_a_device_in_a_tar(tmp_path):
-    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
-        info = tarfile.TarInfo("null")
-        info.type = tarfile.CHRTYPE
-        archive.addfile(info)
-    refused(tmp_path / "evil.tar", "null")
+def test_a_name_is_shown_without_control_characters(tmp_path, make):
+    path = make.tar(tmp_path / "x.tar", {"a\x1b[31m\n.png": b"x"})
+    with open_archive(path) as archive:
+        (name,) = archive.entries
+    assert str(Member("x.tar", name)) == "a\\x1b[31m\\n.png in x.tar"
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1000])

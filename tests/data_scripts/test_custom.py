@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_scripts import DatasetError, class_names, prepare
+from data_scripts.errors import DatasetError
+from data_scripts.prepare import class_names, prepare
 
 CLASSES = ["ground", "tree", "house"]
 PLACES = {"train_images": "photos/train", "train_labels": "maps/train"}
@@ -167,5 +168,7 @@ def test_a_hub_dataset_that_cannot_be_had(tmp_path, monkeypatch):
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(DatasetError, match=r"^The dataset a/b is neither .* \(no network\): mend data\.custom\.path"):
+    with pytest.raises(
+        DatasetError, match=r"^The dataset a/b is neither .* \(no network\): correct data\.custom\.path"
+    ):
         prepare("hub", root=tmp_path, cache_dir=tmp_path / "cache", custom={"classes": CLASSES, "path": "a/b"})

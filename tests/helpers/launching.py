@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmark.command_line import CommandParser
-from benchmark.recipe import Recipe
+from benchmark.recipe.parser import CommandParser
+from benchmark.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,7 +20,7 @@ def build(**options) -> SegmentationModel:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"head": "mask2former", "num_points": 64}, {"encoder": "eva02_tiny_patch14_224"}]
+    "options", [{}, {"head": "mask2former", "head_options": {"num_points": 64}}, {"encoder": "eva02_tiny_patch14_224"}]
 )
 def test_save_and_load_give_equal_output(tmp_path, options):
     model = build(**options)
@@ -57,7 +57,7 @@ def test_an_unknown_head_is_refused():
         build(head="linaer")
 
 
-@pytest.mark.parametrize("options", [{}, {"head": "mask2former", "num_points": 64}])
+@pytest.mark.parametrize("options", [{}, {"head": "mask2former", "head_options": {"num_points": 64}}])
 def test_a_batchs_loss_is_the_mean_of_its_images_losses(options):
     """However the images of a step are split, and however much of each is labelled."""
     model = build(**options)

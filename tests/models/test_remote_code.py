@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from transformers.dynamic_module_utils import get_imports
 
 from benchmark.commands.predict import predict
-from benchmark.evaluation import evaluate
+from benchmark.evaluation.loop import evaluate
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel

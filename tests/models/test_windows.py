@@ -10,7 +10,6 @@ from benchmark.models.windows import (
     label_map,
     merge_windows,
     normalize,
-    pooled_windows,
     resize_to_cover,
     split_windows,
     upsampled_argmax,
@@ -61,22 +60,6 @@ def test_overlapping_windows_are_averaged():
     windows = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
     merged = merge_windows(windows, (4, 6))  # starts 0 and 2
     assert merged[0, 0].tolist() == [0, 0, 0.5, 0.5, 1, 1]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 64])
-def test_pooling_gives_each_image_its_own_windows_in_batches_of_one_shape(batch_size):
-    images = [torch.randint(0, 256, (3, 16, width), dtype=torch.uint8) for width in (16, 40, 17, 100)]
-    shapes = []
-
-    def forward(windows):
-        shapes.append(tuple(windows.shape))
-        return windows.float()
-
-    pooled = list(pooled_windows(enumerate(images), forward, (16, 16), batch_size))
-    assert [key for key, _ in pooled] == [0, 1, 2, 3]
-    for (_, logits), image in zip(pooled, images, strict=True):
-        assert torch.equal(logits, split_windows(image, (16, 16)).float())
-    assert set(shapes) == {(batch_size, 3, 16, 16)}
 
 
 def test_label_map_of_constant_windows_is_constant():

@@ -1,0 +1,1 @@
+"""Which sample comes at which step, and how it becomes a batch."""

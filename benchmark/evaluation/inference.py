@@ -1,0 +1,77 @@
+"""The one loop over windows, which evaluation and `predict` share: images of any size in, windows' logits out."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from benchmark.models.modeling import SegmentationModel, semantic_logits
+from benchmark.models.windows import normalize, split_windows
+
+Key = TypeVar("Key")
+
+
+class Pending(NamedTuple):
+    """An image whose windows' logits are not complete yet."""
+
+    key: object
+    num_windows: int
+
+
+@torch.no_grad()
+def window_logits(
+    model: SegmentationModel,
+    images: Iterable[tuple[Key, Tensor]],
+    *,
+    batch_size: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+    any_process: Callable[[bool], bool] | None = None,
+) -> Iterator[tuple[Key, Tensor]]:
+    """Run the windows of many images through the model in batches of one fixed size.
+
+    The last batch is padded with zeros: with every batch of the same shape, an image's logits do not depend on which
+    images it shares its batch with, and a compiled model is compiled once.
+
+    Args:
+        model: unwrapped, in eval mode, on `device`; its configuration says the crop and the normalisation.
+        images: pairs of a key and a uint8 image (3, H, W) that covers the crop.
+        batch_size: windows in one forward pass.
+        autocast: makes the context of a forward pass.
+        any_process: of several processes: called before each forward pass with whether this process has windows
+            left; it returns whether any process has. The processes then make equally many forward passes, which
+            sharded models need. It may end the loop by an exception.
+
+    Yields:
+        Each key, in order, with the logits (n, C, crop height, crop width), fp32, of its n windows.
+    """
+    config, images = model.config, iter(images)
+    crop = tuple(config.crop_size)
+    pending: list[Pending] = []
+    windows: list[Tensor] = []  # of pending images, not forwarded yet
+    logits: list[Tensor] = []  # of pending images
+    while True:
+        while len(windows) < batch_size and (image := next(images, None)):
+            key, pixels = image
+            parts = split_windows(pixels, crop)
+            pending.append(Pending(key, len(parts)))
+            windows.extend(parts)
+        working = bool(windows)
+        if any_process is not None:
+            working = any_process(working)
+        if not working:
+            return
+
+        batch, windows = windows[:batch_size], windows[batch_size:]
+        padding = torch.zeros(batch_size - len(batch), 3, *crop, dtype=torch.uint8)
+        pixels = torch.cat([*(window[None] for window in batch), padding]).to(device, non_blocking=True)
+        with autocast():
+            outputs = model(pixel_values=normalize(pixels, config.image_mean, config.image_std))
+        logits.extend(semantic_logits(outputs, crop)[: len(batch)])
+
+        while pending and pending[0].num_windows <= len(logits):
+            key, count = pending.pop(0)
+            yield key, torch.stack(logits[:count])
+            del logits[:count]

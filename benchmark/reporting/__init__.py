@@ -1,0 +1,1 @@
+"""What a run leaves: its folder, results, logs, pictures, model card, and what is on the Hub."""

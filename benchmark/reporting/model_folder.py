@@ -1,0 +1,73 @@
+"""A model as a folder that `from_pretrained` loads, with sums that are checked when it is loaded."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from benchmark.errors import UserError
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.image_processing import processor
+from benchmark.models.modeling import SegmentationModel
+from benchmark.reporting.manifest import MANIFEST, Damaged, encode_manifest, entry, read_files, read_manifest
+from benchmark.reporting.run_folder import MODEL, publish_files, writing
+
+
+def save_model(folder: Path, config: SegmentationConfig, weights: dict[str, Tensor]) -> None:
+    """Write a model, its code, its image processor and the sums of its files to `folder`.
+
+    Args:
+        weights: whole and unwrapped, on any device.
+    """
+    with torch.device("meta"):  # no memory for its weights; FSDP has changed the class of the model that is trained
+        model = SegmentationModel(config)
+    with writing(folder / MODEL):
+        model.save_pretrained(folder, state_dict=dict(weights))  # a copy, which transformers empties while it writes
+        processor(config).save_pretrained(folder)
+        checked = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+        entries = {path.name: entry(path.read_bytes()) for path in checked if path.name != MANIFEST}
+        (folder / MANIFEST).write_bytes(encode_manifest({}, entries))
+    publish_files(folder)
+
+
+def load_model(folder: Path) -> SegmentationModel:
+    """The model of a folder, in eval mode.
+
+    Raises:
+        UserError: its files are missing, damaged, or not those that were saved together.
+    """
+    if (folder / MANIFEST).exists():  # which models that were saved by older versions lack
+        try:
+            read_files(folder, read_manifest(folder))
+        except Damaged as error:
+            raise UserError(
+                f"{folder} is damaged: {error}. Save or download the model again, or remove {MANIFEST} if the change "
+                "was intended."
+            ) from None
+    try:
+        return SegmentationModel.from_pretrained(folder).eval()
+    except SafetensorError:
+        raise UserError(f"The weights in {folder} are torn: save or download them again.") from None
+    except OSError:
+        raise UserError(f"{folder} has no weights (model.safetensors): save or download the model again.") from None
+
+
+def check_model_folder(folder: Path, name: str) -> Path:
+    """The folder, if it holds a model of this project; `name` is what the user called it.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not (folder / "config.json").exists():
+        inside = folder / MODEL
+        hint = inside if (inside / "config.json").exists() else "one that holds a config.json, such as runs/x/model"
+        raise UserError(f"{name} is not a model folder: name {hint}.")
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind != SegmentationConfig.model_type:
+        raise UserError(f"{name} is not a model of this project: its config.json does not say so; name another one.")
+    return folder

@@ -1,0 +1,185 @@
+"""From a recipe to the parts of a run: datasets, model, step, reporter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from benchmark.data.step_plan import StepPlan
+from benchmark.errors import UserError
+from benchmark.evaluation.loop import Evaluation, evaluate
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.encoder import encoder_defaults
+from benchmark.models.encoder_checkpoint import load_encoder_weights
+from benchmark.models.modeling import SegmentationModel, parameter_counts
+from benchmark.recipe.identity import identity, protocol, public
+from benchmark.recipe.schema import Recipe
+from benchmark.reporting.hub import Pusher
+from benchmark.reporting.reporter import Reporter
+from benchmark.reporting.results import describe_experiment
+from benchmark.reporting.run_folder import RunFolder
+from benchmark.training.checkpoint import Progress
+from benchmark.training.launch import num_cores
+from benchmark.training.memory import plan_without_trial
+from benchmark.training.optim import build_optimizer, set_learning_rates
+from benchmark.training.step import Step
+from data_scripts.prepare import PreparedDataset, class_names, prepare
+
+
+def prepare_datasets(
+    recipe: Recipe, accelerator: Accelerator, names: Sequence[str] | None = None
+) -> dict[str, PreparedDataset]:
+    """The datasets that the recipe names; the machine's first process builds what is missing, the others wait."""
+    names = dict.fromkeys(names or [recipe.data.train, *recipe.data.val])
+    with accelerator.local_main_process_first():
+        datasets = {name: prepare_dataset(recipe, name) for name in names}
+    for key, split, needed in (("train", "train", [recipe.data.train]), ("val", "validation", recipe.data.val)):
+        for name in names:
+            if name in needed and split not in datasets[name].splits:
+                raise UserError(f"The dataset {name} has no {split} split: name another one in data.{key}.")
+    classes = datasets[next(iter(names))].classes
+    for name in names:
+        if datasets[name].classes != classes:
+            raise UserError(
+                f"The dataset {name} has other classes than {next(iter(names))}: name one that shares them."
+            )
+    return datasets
+
+
+def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
+    """Build one dataset, or find it built."""
+    data = recipe.data
+    return prepare(
+        name,
+        root=data.root,
+        cache_dir=data.cache_dir,
+        allow_partial=data.allow_partial,
+        num_proc=num_cores(),
+        custom=asdict(data.custom),
+    )
+
+
+def model_config(recipe: Recipe, classes: Sequence[str], colors: Sequence[Sequence[int]] | None) -> SegmentationConfig:
+    """The model that the recipe describes, for `classes`."""
+    defaults = encoder_defaults(recipe.model.encoder)
+    return SegmentationConfig(
+        encoder=recipe.model.encoder,
+        head=recipe.model.head,
+        head_options=recipe.model.head_options(),
+        crop_size=recipe.data.crop,
+        patch_size=int(recipe.model.patch_size),
+        image_mean=recipe.model.image_mean or defaults.image_mean,
+        image_std=recipe.model.image_std or defaults.image_std,
+        freeze_encoder=recipe.model.freeze_encoder,
+        seed=int(recipe.seed),
+        colors=colors,
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+    )
+
+
+def check_model(recipe: Recipe) -> tuple[int, int]:
+    """The parameters of the recipe's model, and how many are trained; no memory is taken for its weights.
+
+    Raises:
+        ModelError: the recipe asks for an encoder or a head that does not exist, or that cannot be as it says.
+    """
+    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
+    with torch.device("meta"):
+        return parameter_counts(SegmentationModel(model_config(recipe, classes, None)))
+
+
+def build_model(recipe: Recipe, dataset: PreparedDataset, *, load_weights: bool = True) -> SegmentationModel:
+    """The model with its first weights: the encoder's pretrained or random ones, and a head drawn from the seed.
+
+    Args:
+        load_weights: false where a checkpoint will replace them.
+    """
+    torch.manual_seed(recipe.seed)
+    model = SegmentationModel(model_config(recipe, dataset.classes, dataset.colors))
+    if load_weights and (recipe.model.pretrained or recipe.model.checkpoint):
+        load_encoder_weights(model.encoder, pretrained=recipe.model.pretrained, checkpoint=recipe.model.checkpoint)
+    # What FSDP gathers at once: a block; the rest it keeps with the model, whose parts are not all called by forward.
+    model._no_split_modules = sorted({type(block).__name__ for block in model.blocks})
+    if recipe.train.compile:
+        model.compile_blocks()
+    return model
+
+
+def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, accelerator: Accelerator) -> Step:
+    """The optimizer step of the recipe; `model` is on its device."""
+    optim = recipe.optim
+    optimizer = build_optimizer(
+        model,
+        lr=optim.lr,
+        encoder_lr_multiplier=optim.encoder_lr_multiplier,
+        weight_decay=optim.weight_decay,
+        betas=optim.betas,
+        eps=optim.eps,
+    )
+    schedule = partial(set_learning_rates, steps=recipe.train.steps, power=optim.poly_power)
+    return Step(model, optimizer, schedule, plan, accelerator)
+
+
+def build_reporter(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    datasets: Mapping[str, PreparedDataset],
+    model: SegmentationModel,
+    progress: Progress,
+    pusher: Pusher | None,
+) -> Reporter:
+    """What reports the run of the recipe."""
+    experiment = describe_experiment(identity(recipe), protocol(recipe), recipe.output.setting)
+    return Reporter(
+        accelerator, folder, datasets, model, progress, recipe=public(recipe), experiment=experiment, pusher=pusher
+    )
+
+
+def build_pusher(recipe: Recipe, accelerator: Accelerator, folder: RunFolder) -> Pusher | None:
+    """What pushes the run to the Hub, on the main process, where the recipe says so."""
+    if not (recipe.output.hub_model_id and accelerator.is_main_process):
+        return None
+    return Pusher(recipe.output.hub_model_id, private=recipe.output.hub_private, folder=folder.path)
+
+
+def evaluate_datasets(
+    recipe: Recipe,
+    model: SegmentationModel,
+    datasets: Mapping[str, PreparedDataset],
+    accelerator: Accelerator,
+    *,
+    num_samples: int = 0,
+    any_process: Callable[[bool], bool] | None = None,
+) -> dict[str, Evaluation]:
+    """Score the unwrapped model on each validation dataset; return the same `num_samples` images each time.
+
+    `any_process` is as in `benchmark.evaluation.inference.window_logits`.
+    """
+    score = partial(
+        evaluate,
+        model,
+        accelerator=accelerator,
+        batch_size=recipe.train.eval_batch_size,
+        num_workers=recipe.data.num_workers,
+        any_process=any_process,
+    )
+    evaluations = {}
+    for name in recipe.data.val:
+        split = datasets[name].splits["validation"]
+        indices = [number * len(split) // num_samples for number in range(num_samples)]
+        evaluations[name] = score(split, datasets[name].classes, sample_indices=indices)
+    return evaluations
+
+
+def describe(recipe: Recipe) -> None:
+    """Print what a run of the recipe would be on this machine; needs neither data nor weights."""
+    state = PartialState()
+    plan = plan_without_trial(recipe.train.global_batch_size, state.num_processes, recipe.train.micro_batch_size)
+    total, trained = check_model(recipe)
+    state.print(
+        f"{recipe.to_yaml()}\nparameters: {total:,}, of which {trained:,} are trained\n{plan} on {state.device.type}"
+    )

@@ -1,0 +1,198 @@
+"""The loop: a recipe in, a run folder out."""
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+from benchmark.data.loaders import training_loader
+from benchmark.errors import UserError, report_error
+from benchmark.evaluation.loop import Evaluation
+from benchmark.recipe.identity import identity, identity_hash
+from benchmark.recipe.schema import Recipe
+from benchmark.reporting.reporter import Reporter
+from benchmark.reporting.results import score_table
+from benchmark.reporting.run_folder import CHECKPOINTS, PREEMPTED, RunFolder
+from benchmark.training import build
+from benchmark.training.checkpoint import (
+    Checkpoint,
+    Progress,
+    find_checkpoint,
+    gather_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
+from benchmark.training.launch import describe_processes, on_main_process, start_processes
+from benchmark.training.losses import Losses
+from benchmark.training.memory import explain_out_of_memory, plan_steps
+from benchmark.training.preemption import Preempted, Preemption
+from benchmark.training.step import Step, is_due
+from data_scripts.prepare import PreparedDataset
+
+PANELS = 4  # validation images that are drawn at each evaluation
+
+
+def train(recipe: Recipe, *, resume: str = "auto") -> dict:
+    """Train and evaluate what `recipe` says, and return what results.json holds.
+
+    Args:
+        resume: "auto" continues the run that the run folder holds, "never" wants an empty one.
+    """
+    accelerator = start_processes(recipe)
+    folder = RunFolder(Path(recipe.output.dir), identity(recipe))
+    if finished := folder.finished_results(resume):
+        accelerator.print(f"{score_table(finished)}\n{folder} was finished before; nothing was changed.")
+        return finished
+    build.check_model(recipe)
+    pusher = build.build_pusher(recipe, accelerator, folder)
+    with closing(folder), Preemption(accelerator, folder / PREEMPTED) as preemption:
+        datasets = build.prepare_datasets(recipe, accelerator)
+        checkpoint = find_checkpoint(folder / CHECKPOINTS, accelerator, identity_hash(recipe))
+        model = build.build_model(recipe, datasets[recipe.data.train], load_weights=checkpoint is None)
+        model.train().to(accelerator.device)
+        on_main_process(accelerator, lambda: folder.claim(recipe.to_yaml(), resume))
+
+        plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
+        accelerator.print(describe_processes(accelerator, plan, recipe.train.precision))
+        step = build.build_step(recipe, model, plan, accelerator)
+        progress = load_progress(checkpoint, step, datasets[recipe.data.train], folder)
+        del checkpoint  # which holds all weights and moments
+        reporter = build.build_reporter(recipe, accelerator, folder, datasets, model, progress, pusher)
+        losses = Losses(accelerator, datasets[recipe.data.train].splits["train"], plan, recipe.seed)
+        try:
+            evaluations = run_steps(recipe, step, losses, progress, datasets, folder, reporter, preemption)
+        except Preempted:
+            save(recipe, step, losses, progress, folder, reporter)
+            preemption.leave_marker(progress.step)
+            end_early(reporter, Preempted())
+            raise
+        except Exception as error:
+            end_early(reporter, error)
+            raise
+        results = reporter.finish(evaluations, gather_weights(accelerator, step.model))
+    accelerator.print(f"{score_table(results)}\nThe model, its results and its logs are in {folder}.")
+    accelerator.end_training()
+    return results
+
+
+def run_steps(
+    recipe: Recipe,
+    step: Step,
+    losses: Losses,
+    progress: Progress,
+    datasets: dict[str, PreparedDataset],
+    folder: RunFolder,
+    reporter: Reporter,
+    preemption: Preemption,
+) -> dict[str, Evaluation]:
+    """Step, log, evaluate, save and push up to the last step; return its evaluation."""
+    settings, evaluations = recipe.train, None
+    push_every = recipe.output.push_every or settings.checkpoint_every
+    preemption.check()
+    step.fix_gradient_order()
+    batches = iter(
+        training_loader(
+            datasets[recipe.data.train].splits["train"],
+            plan=step.plan,
+            rank=step.accelerator.process_index,
+            start_step=progress.step,
+            steps=settings.steps,
+            crop_size=recipe.data.crop,
+            seed=recipe.seed,
+            num_workers=recipe.data.num_workers,
+            augment=recipe.augment,
+        )
+    )
+    for number in progress.unlogged_steps(settings.steps):
+        logs, evaluates, saves = (
+            is_due(number, every, settings.steps)
+            for every in (settings.log_every, settings.eval_every, settings.checkpoint_every)
+        )
+        if not progress.is_made(number):
+            with progress.timed("train_seconds"):
+                losses.add(step(number, batches))
+                progress.step = number
+                if logs or saves:
+                    progress.losses += losses.collect(number)
+            reporter.tracking.advance()
+        evaluations = evaluate(recipe, step, progress, datasets, preemption) if evaluates else None
+        if logs:
+            reporter.log_training(step.set_rates(number))
+        if evaluates:
+            reporter.log_evaluations(evaluations)
+        progress.logged_step = number
+        if saves:
+            save(recipe, step, losses, progress, folder, reporter)
+        if recipe.output.hub_model_id and number < settings.steps and number % push_every == 0:
+            reporter.push(evaluations, gather_weights(step.accelerator, step.model))
+        preemption.check()
+    # No step is left where all but the results was written.
+    return evaluations or evaluate(recipe, step, progress, datasets, preemption)
+
+
+def evaluate(
+    recipe: Recipe,
+    step: Step,
+    progress: Progress,
+    datasets: dict[str, PreparedDataset],
+    preemption: Preemption,
+) -> dict[str, Evaluation]:
+    """Score the model on each validation dataset."""
+    size = recipe.train.eval_batch_size
+    advice = f"set train.eval_batch_size to {size // 2}" if size > 1 else None
+    with progress.timed("eval_seconds"), explain_out_of_memory(f"An evaluation of {size} windows at once", advice):
+        return build.evaluate_datasets(
+            recipe,
+            step.unwrapped_model(),
+            datasets,
+            step.accelerator,
+            num_samples=PANELS,
+            any_process=preemption.any_process,
+        )
+
+
+def save(recipe: Recipe, step: Step, losses: Losses, progress: Progress, folder: RunFolder, reporter: Reporter) -> None:
+    """Write a checkpoint of the steps made so far, unless the last one is of the same step."""
+    if progress.step == progress.saved_step:
+        return
+    accelerator = step.accelerator
+    progress.losses += losses.collect(progress.step)
+    progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    progress.saved_step = progress.step
+    reporter.tracking.flush()
+    save_checkpoint(
+        folder / CHECKPOINTS,
+        accelerator,
+        step.model,
+        step.optimizer.optimizer,
+        progress,
+        identity=identity_hash(recipe),
+        keep=recipe.train.keep_checkpoints,
+    )
+
+
+def load_progress(checkpoint: Checkpoint | None, step: Step, dataset: PreparedDataset, folder: RunFolder) -> Progress:
+    """Load weights and moments, and return what the run has done; a new run's progress without a checkpoint.
+
+    Raises:
+        UserError: the checkpoint was trained on other data.
+    """
+    digest = dataset.fingerprint["digest"]
+    if checkpoint is None:
+        return Progress(digest=digest)
+    progress = load_checkpoint(checkpoint, step.accelerator, step.model, step.optimizer.optimizer)
+    if progress.digest != digest:
+        raise UserError(
+            f"{folder} was trained on other files of {dataset.name} than data.root holds now: "
+            "restore the former ones or name another output.dir."
+        )
+    if progress.scaler:
+        step.accelerator.scaler.load_state_dict(progress.scaler)
+    step.accelerator.print(f"Resuming after step {progress.step} of {folder}.")
+    return progress
+
+
+def end_early(reporter: Reporter, error: BaseException) -> None:
+    """Close the logs; end the process where a push is running, because Python would wait for its threads."""
+    reporter.close()
+    if reporter.is_pushing():
+        os._exit(report_error(error))

@@ -1,0 +1,114 @@
+"""One optimizer step: batches in, losses out."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmark.data.color_jitter import color_jitter
+from benchmark.data.step_plan import StepPlan
+from benchmark.models.modeling import SegmentationModel
+from benchmark.models.windows import normalize
+from benchmark.training.memory import explain_out_of_memory
+
+
+class Step:
+    """A model, its optimizer and its schedule; calling it makes one step.
+
+    Args:
+        model: unwrapped, on its device; its blocks may be compiled.
+        schedule: sets and returns an optimizer's learning rates for a step, counted from 1.
+
+    Attributes:
+        model, optimizer: as accelerate prepared them.
+        config: the model's configuration.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[..., list[float]],
+        plan: StepPlan,
+        accelerator: Accelerator,
+    ):
+        self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    def __call__(self, step: int, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Make `step`, counted from 1, from the next micro batches.
+
+        Returns:
+            This process's loss and its parts, scalars on the device: a step does not wait for the host.
+
+        Raises:
+            UserError: a micro batch does not fit into memory.
+        """
+        losses = []
+        self.set_rates(step)
+        with explain_out_of_memory(*self._memory_advice()):
+            for _ in range(self.plan.accumulation):
+                inputs = prepare_batch(
+                    next(batches), self.accelerator.device, self.config.image_mean, self.config.image_std
+                )
+                with self.accelerator.accumulate(self.model):
+                    with self.accelerator.autocast():
+                        outputs = self.model(**inputs)
+                    self.accelerator.backward(outputs.loss)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                losses.append({"loss": outputs.loss.detach(), **(outputs.get("loss_parts") or {})})
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+
+    def set_rates(self, step: int) -> list[float]:
+        """Set the learning rates of `step`, counted from 1, and return them: the head's, then the encoder's."""
+        return self.schedule(self.optimizer, step=step)
+
+    def unwrapped_model(self) -> SegmentationModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    def fix_gradient_order(self) -> None:
+        """Make one backward pass of a loss of zero, whose gradients are dropped.
+
+        DDP sums gradients by buckets, and orders them anew after its first backward pass: without this, the first step
+        after a resume would sum in another order than the same step of a run that was not interrupted.
+        """
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        labels = torch.zeros(1, *self.config.crop_size, dtype=torch.long, device=self.accelerator.device)
+        pixel_values = torch.zeros(1, 3, *self.config.crop_size, device=self.accelerator.device)
+        outputs = self.model(pixel_values=pixel_values, labels=labels, positions=labels[:, 0, 0])
+        self.accelerator.backward(outputs.loss * 0)
+        self.model.zero_grad()
+
+    def _memory_advice(self) -> tuple[str, str | None]:
+        smaller = self.plan.smaller()
+        advice = smaller and f"set train.micro_batch_size to {smaller.micro_batch_size}"
+        return f"A micro batch of {self.plan.micro_batch_size} images", advice
+
+
+def prepare_batch(
+    batch: dict[str, Tensor], device: torch.device, image_mean: Sequence[float], image_std: Sequence[float]
+) -> dict[str, Tensor]:
+    """From uint8 on the CPU to what the model takes, jittered and normalised on the device.
+
+    Args:
+        batch: as the training loader makes it.
+
+    Returns:
+        pixel_values (B, 3, H, W) fp32, labels (B, H, W) int64, positions (B,) int64.
+    """
+    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    pixels = color_jitter(batch["pixel_values"], batch["thumbnails"], batch["jitter"], batch["sizes"])
+    return {
+        "pixel_values": normalize(pixels, image_mean, image_std),
+        "labels": batch["labels"].long(),
+        "positions": batch["positions"],
+    }
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Whether something that is done every so many steps, and at the last one, is done after `step`."""
+    return step % every == 0 or step == steps

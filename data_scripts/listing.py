@@ -1,0 +1,131 @@
+"""What a dataset's archives hold, by their indexes alone: which pairs, in which order, under which fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_scripts.archives import Archive, Member, MissingArchive, natural_order
+from data_scripts.errors import DatasetError
+from data_scripts.labels import LabelRule
+
+
+class Sample(NamedTuple):
+    """An image and its label map, by name."""
+
+    image: Member
+    annotation: Member
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset is looked for: `root` is the folder of archives; `custom` belongs to folder and hub datasets."""
+
+    root: str
+    allow_partial: bool = False
+    custom: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Download:
+    """An archive as it is downloaded: its file name and the page to get it from."""
+
+    file: str
+    page: str
+
+
+def require(downloads: Sequence[Download], root: str, hint: str = "") -> list[Path]:
+    """The archives' paths in `root`; MissingArchive says which are missing, where to get them and where to put them."""
+    missing = [download for download in downloads if not (Path(root) / download.file).exists()]
+    if missing:
+        files = ", ".join(download.file for download in missing)
+        pages = " and ".join(dict.fromkeys(download.page for download in missing))
+        verb, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        raise MissingArchive(
+            f"{files} {verb} not in {root}: download {them} from {pages} and put {them} there, or let data.root name "
+            f"the folder that holds {them}{hint}."
+        )
+    return [Path(root) / download.file for download in downloads]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """`samples` by split, in training order; `archives` are the records that make the fingerprint."""
+
+    samples: dict[str, Sequence[Any]]
+    archives: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    rule: LabelRule
+    options: dict[str, Any] = field(default_factory=dict)  # what else shapes the result: seeds, custom keys
+    left_out: dict[str, Any] = field(default_factory=dict)  # what allow_partial left out, for the report
+
+    def digest(self, version: str, with_times: bool) -> str:
+        """Hex digest of the archives' names, sizes and indexes, the options and the builder's version.
+
+        With the archives' times it names a cache; without, it is the same on every machine with the same archives.
+        """
+        archives = [record if with_times else {**record, "time": None} for record in self.archives]
+        text = json.dumps([version, archives, self.options, self.left_out], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def archive_record(archive: Archive) -> dict[str, Any]:
+    """Name, size, time and index digest of an opened archive."""
+    status = os.stat(archive.path)
+    name = os.path.basename(archive.path)
+    size = status.st_size if os.path.isfile(archive.path) else len(archive.entries)
+    if os.path.isfile(archive.path):
+        return {"name": name, "size": size, "time": status.st_mtime_ns, "index": archive.digest()}
+    # The stamps of a folder's files are their times.
+    return {"name": name, "size": size, "time": archive.digest(), "index": archive.digest(stamps=False)}
+
+
+def keyed(members: Iterable[Member], key: Callable[[str], str]) -> dict[str, Member]:
+    """Members by `key` of their names; DatasetError where two share one."""
+    by_key: dict[str, Member] = {}
+    for member in members:
+        other = by_key.setdefault(key(member.name), member)
+        if other is not member:
+            raise DatasetError(f"{member} and {other.name} would be one sample: rename or remove one of them.")
+    return by_key
+
+
+def base_name(name: str) -> str:
+    """The file's name, without its folders."""
+    return name.rpartition("/")[2]
+
+
+def pair(
+    images: Mapping[str, Member], annotations: Mapping[str, Member], allow_partial: bool = False
+) -> tuple[list[Sample], int]:
+    """The pairs that share a key, in natural order of the images, and how many members had no partner.
+
+    A member without a partner raises DatasetError unless `allow_partial`.
+    """
+    unpaired = [(images[key], "label") for key in images if key not in annotations]
+    unpaired += [(annotations[key], "image") for key in annotations if key not in images]
+    if unpaired and not allow_partial:
+        member, partner = unpaired[0]
+        raise DatasetError(
+            f"{member} has no {partner}, as {len(unpaired):,} in all: get the whole dataset again, "
+            "or set data.allow_partial to leave them out."
+        )
+    shared = sorted((key for key in images if key in annotations), key=lambda key: natural_order(images[key]))
+    return [Sample(images[key], annotations[key]) for key in shared], len(unpaired)
+
+
+def check_counts(samples: Mapping[str, Sequence], counts: Mapping[str, int], archives: str, partial: bool) -> None:
+    """Raises DatasetError where a split lists fewer pairs than the official one, or none at all."""
+    for split, official in counts.items():
+        found = len(samples.get(split, ()))
+        if found == 0 or (found < official and not partial):
+            raise DatasetError(
+                f"{archives} holds {found:,} of the {official:,} official {split} pairs: download it again"
+                + (", or set data.allow_partial to use what is there." if found else ".")
+            )

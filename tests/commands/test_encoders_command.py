@@ -1,0 +1,84 @@
+import pytest
+import timm
+import torch
+import yaml
+from launching import ROOT
+
+from benchmark.commands.encoders import main
+from benchmark.errors import UserError
+
+
+def table(capsys, *arguments: str) -> dict[str, dict[str, str]]:
+    """What the command prints, row by row under the encoder's name; the last three columns hold no space."""
+    main(arguments)
+    header, *lines = capsys.readouterr().out.splitlines()
+    recipe, pretraining = header.index("recipe"), header.index("pretraining")
+    rows = {}
+    for line in lines:
+        words, parameters, pixels, patch = line.rsplit(maxsplit=3)
+        rows[line[:recipe].strip()] = {
+            "parameters": int(parameters.replace(",", "")),
+            "pixels": pixels,
+            "patch": patch,
+            "recipe": line[recipe:pretraining].strip(),
+            "pretraining": words[pretraining:],
+        }
+    return rows
+
+
+def test_without_a_pattern_every_recipe_is_listed_with_its_own_first_line(capsys, monkeypatch):
+    # The models are not built here: that is seconds, and tested below.
+    monkeypatch.setattr(
+        "benchmark.commands.encoders.known_encoders", lambda found: ((c, ("1", "2x2", "3")) for c in found)
+    )
+    rows = table(capsys)
+    files = sorted((ROOT / "recipes/encoders").glob("*.yaml"))
+    assert sorted(row["recipe"] for row in rows.values()) == [str(file.relative_to(ROOT)) for file in files]
+    for name, row in rows.items():
+        text = (ROOT / row["recipe"]).read_text()
+        assert yaml.safe_load(text)["model"]["encoder"] == name
+        assert text.startswith(f"# {row['pretraining']}\n")
+
+
+def test_a_pattern_finds_what_timm_has_besides_the_recipes(capsys):
+    rows = table(capsys, "small_patch16_dinov3")
+    assert set(rows) == set(timm.list_pretrained("*small_patch16_dinov3*"))
+    ours = rows.pop("vit_small_patch16_dinov3.lvd1689m")
+    assert ours["recipe"] == "recipes/encoders/dinov3_small.yaml" and "DINOv3" in ours["pretraining"]
+    assert rows["vit_small_patch16_dinov3_qkvb.lvd1689m"]["pretraining"] == "lvd1689m"
+    assert not any(row["recipe"] for row in rows.values())
+
+
+def test_a_pattern_may_be_part_of_a_recipes_name(capsys):
+    assert "eva02_base_patch16_clip_224.merged2b" in table(capsys, "eva02_clip_base")
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "patch"),
+    [
+        ("vit_base_patch16_siglip_384.webli", "384x384", "16"),
+        ("samvit_base_patch16.sa1b", "1024x1024", "16"),
+        ("eva02_tiny_patch14_224.mim_in22k", "224x224", "14"),
+        ("deit_tiny_patch16_224.fb_in1k", "224x224", "16"),
+    ],
+)
+def test_numbers_are_timms_less_pooling_neck_and_classifier(capsys, name, pixels, patch):
+    with torch.device("meta"):
+        parameters = timm.create_model(name).named_parameters()
+    unused = ("attn_pool.", "neck.", "fc_norm.", "head.")
+    expected = sum(p.numel() for key, p in parameters if not key.startswith(unused))
+    row = table(capsys, name)[name]
+    assert (row["parameters"], row["pixels"], row["patch"]) == (expected, pixels, patch)
+
+
+def test_what_can_be_no_encoder_is_left_out(capsys):
+    assert set(table(capsys, "test_*vit*")) >= {"test_vit.r160_in1k"}
+    with pytest.raises(UserError, match="'resnet18'"):
+        main(["resnet18"])
+    with pytest.raises(UserError, match="'no such thing'"):
+        main(["no such thing"])
+
+
+def test_a_model_without_weights_says_so(capsys):
+    name = next(n for n in timm.list_models("vit_small*") if not timm.list_pretrained(f"{n}*"))
+    assert table(capsys, name)[name]["pretraining"] == "timm has no weights"

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from benchmark.commands import throughput
+from benchmark.commands.throughput_train import CLASSES_PER_IMAGE, measure, synthetic_batch
+from benchmark.data.color_jitter import color_jitter
+from benchmark.data.loaders import training_loader
+from benchmark.data.step_plan import StepPlan
+from benchmark.errors import UserError
+from benchmark.recipe.parser import load_recipe
+from data_scripts.prepare import prepare
+
+
+def run(tiny: list[str], capsys, part: str, *flags: str) -> dict:
+    throughput.main([part, *tiny, *flags])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_train_makes_the_steps_it_is_asked_for_and_leaves_nothing(tiny, tmp_path, capsys):
+    stepped = []
+    hook = register_optimizer_step_post_hook(lambda *_: stepped.append(1))
+    measured = run(tiny, capsys, "train", "--steps", "2", "--train.micro_batch_size", "2")
+    hook.remove()
+    assert len(stepped) == 2 + 3  # three to warm up; two micro batches are accumulated in each
+    assert measured["steps"] == 2 and measured["world_size"] == 1
+    assert measured["images_per_second"] * measured["seconds_per_step"] == pytest.approx(measured["global_batch_size"])
+    assert measured["peak_memory_bytes"] > 2**20
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_needs_neither_archives_nor_weights(tiny):
+    flags = ["--data.train", "ade20k", "--model.pretrained", "true", "--train.steps", "1"]
+    assert measure(load_recipe([tiny[1]], flags), steps=1)["images_per_second"] > 0
+
+
+def test_the_synthetic_batch_is_like_the_loaders(tiny, cache_dir):
+    split = prepare("shapes", root="data", cache_dir=cache_dir).splits["train"]
+    options = {"plan": StepPlan(2, 1, 2), "rank": 0, "start_step": 0, "steps": 1, "num_workers": 0}
+    loaded = next(iter(training_loader(split, crop_size=(64, 96), seed=0, **options)))
+    made = synthetic_batch(2, (64, 96), num_classes=150)
+    assert {k: (v.shape, v.dtype) for k, v in made.items()} == {k: (v.shape, v.dtype) for k, v in loaded.items()}
+    assert [len(labels.unique()) for labels in made["labels"]] == [CLASSES_PER_IMAGE] * 2
+    assert made["labels"].max() < 150
+    jittered = color_jitter(made["pixel_values"], made["thumbnails"], made["jitter"], made["sizes"])
+    assert jittered.shape == (2, 3, 64, 96)
+
+
+def test_data_tells_where_the_time_goes(tiny, capsys):
+    measured = run(tiny, capsys, "data", "--seconds", "0.1")
+    whole = 1000 / measured["images_per_second"]
+    assert sum(measured[part] for part in ("decode", "label", "resize", "rest")) >= whole - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "required: part"),
+        (["lost"], "choose from"),
+        (["train"], "name one with --recipe"),
+        (["loss", "--recipe", "recipes/quickstart.yaml"], "takes no recipe"),
+        (["train", "--steps", "0"], "above 0"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, expected):
+    with pytest.raises(UserError, match=expected):
+        throughput.main(arguments)

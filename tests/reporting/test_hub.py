@@ -1,0 +1,301 @@
+"""Pushing and loading by name, against a server on the loopback, with the real huggingface_hub."""
+
+import json
+import logging
+import shutil
+import signal
+import socket
+import threading
+
+import huggingface_hub.constants as hub_constants
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN, Hub
+from interruption import Interruption, run
+from launching import parse, run_python
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from benchmark.__main__ import main
+from benchmark.errors import UserError
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.image_processing import processor
+from benchmark.models.modeling import SegmentationModel
+from benchmark.reporting import hub as hub_module
+from benchmark.reporting.hub import Pusher, model_folder, write_snapshot
+from benchmark.reporting.model_folder import load_model
+from benchmark.training.loop import train
+
+REPO = "me/shapes-tiny"
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    """This process's huggingface_hub talks to `hub`, logged in, and is patient for milliseconds only."""
+    monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
+    files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(
+        hub_module.time, "sleep", lambda seconds, sleep=hub_module.time.sleep: sleep(min(seconds, 0.01))
+    )
+    return hub
+
+
+def write(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    SegmentationModel(SegmentationConfig(encoder="test_vit", crop_size=(32, 32))).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_each_push_is_one_commit_and_the_last_is_waited_for(online, tmp_path):
+    pusher = Pusher(REPO, private=True, folder=tmp_path)
+    pusher.push(10, write("ten"))
+    assert pusher.finish(write("last"))
+    assert [message for message, _ in online.repos[REPO]] == ["first", "Step 10", "The finished model"]
+    assert online.files(REPO) == {"config.json": b"last"}
+    assert online.private[REPO]
+    assert not (tmp_path / ".push").exists()
+
+
+def test_a_push_does_not_wait_for_the_one_before_it_and_is_left_out(online, tmp_path):
+    gate = threading.Event()
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    online.refuse = lambda number: not gate.wait(30)
+    for step in (1, 2, 3):
+        pusher.push(step, write(str(step)))
+    assert not pusher.running.done()
+    gate.set()
+    assert pusher.finish(write("last"))
+    assert [message for message, _ in online.repos[REPO]][1:] == ["Step 1", "The finished model"]
+
+
+def test_two_refusals_of_three_requests_are_outlasted(online, tmp_path):
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    online.refuse = lambda number: number % 3 != 0
+    pusher.push(1, write("one"))
+    assert pusher.finish(write("last"))
+    assert [message for message, _ in online.repos[REPO]][1:] == ["Step 1", "The finished model"]
+
+
+def test_a_snapshot_that_cannot_be_written_is_left_out_and_takes_no_place(online, tmp_path, caplog):
+    """safetensors' error for a full disk is no OSError."""
+
+    def write_half(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    pusher.push(1, write_half)
+    pusher.running.result()
+    assert "was left out" in caplog.text and not (tmp_path / ".push").exists()
+    assert pusher.finish(write("last"))
+
+
+def test_a_push_that_hangs_does_not_keep_a_run_that_is_asked_to_end(hub, tiny, tmp_path):
+    gate, log = threading.Event(), tmp_path / "log"
+    hub.refuse = lambda number: "preupload" in hub.requests[-1] and not gate.wait(120)
+    flags = [*tiny, "--output.hub_model_id", REPO, "--output.push_every", "1"]
+    constants = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    settings = {f"huggingface_hub.constants__{name}": value for name, value in constants.items()}
+    try:
+        end = Interruption("step", 3, signal.SIGTERM)
+        assert run(flags, log, interruption=end, environment={"HF_TOKEN": TOKEN}, **settings) == [75], log.read_text()
+    finally:
+        gate.set()
+    assert (tmp_path / "run/preempted.json").exists() and any("preupload" in request for request in hub.requests)
+
+
+def test_a_hub_that_is_gone_is_warned_about_and_ends_nothing(online, tmp_path, caplog):
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    online.refuse = lambda number: True
+    pusher.push(1, write("one"))
+    assert not pusher.finish(write("last"))
+    warned = [record.getMessage() for record in caplog.records if record.name == "benchmark.reporting.hub"]
+    assert warned == [
+        f"{what} could not be pushed to {REPO} (status 503); the run continues."
+        for what in ("Step 1", "The finished model")
+    ]
+    assert all(
+        record.levelno == logging.WARNING for record in caplog.records if record.name == "benchmark.reporting.hub"
+    )
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (lambda hub, patch: patch.delenv("HF_TOKEN"), "needs a login to the Hub"),
+        (lambda hub, patch: patch.setenv("HF_TOKEN", "hf_wrong"), r"may not push to me/shapes-tiny .* 401"),
+        (lambda hub, patch: setattr(hub, "forbid", True), r"may not push to me/shapes-tiny .* 403"),
+    ],
+)
+def test_who_may_not_push_is_told_before_training(online, tmp_path, monkeypatch, break_it, sentence):
+    monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    break_it(online, monkeypatch)
+    with pytest.raises(UserError, match=sentence):
+        Pusher(REPO, private=False, folder=tmp_path)
+
+
+def test_a_name_that_no_repository_can_have_is_told(online, tmp_path):
+    with pytest.raises(UserError, match="must be user/name, not a/b/c"):
+        Pusher("a/b/c", private=False, folder=tmp_path)
+
+
+def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    for name, sentence in {
+        str(tmp_path / "run"): "is not a model folder: name one that holds",
+        str(tmp_path / "nothing"): "There is no model folder",
+        "me/nothing": "no model on the Hub called me/nothing",
+        "me/a name": "neither a folder nor a name",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            model_folder(name)
+    monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        model_folder("me/nothing")
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        model_folder("me/nothing")
+
+
+def test_a_model_that_its_owner_keeps_back_is_told(online, tmp_path):
+    assert Pusher(REPO, private=False, folder=tmp_path).finish(write("{}"))
+    online.gate = True
+    with pytest.raises(UserError, match=f"Access to {REPO} .* has to be requested"):
+        model_folder(REPO)
+
+
+def test_a_run_folder_is_answered_with_its_models(saved):
+    with pytest.raises(UserError, match=f"name {saved}"):
+        model_folder(str(saved.parent))
+
+
+def test_another_projects_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="not a model of this project"):
+        model_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "shape"])
+def test_weights_that_cannot_be_loaded_end_in_one_sentence(saved, damage):
+    file = saved / "model.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "torn":
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        weights = load_file(file)
+        weights["head.classifier.weight"] = weights["head.classifier.weight"][:1].clone()
+        save_file(weights, file, metadata={"format": "pt"})
+    expected = {
+        "missing": "has no weights",
+        "torn": "are torn",
+        "shape": r"head\.classifier\.weight of shape \[1, 64\]",
+    }
+    with pytest.raises((UserError, ValueError), match=expected[damage]) as caught:
+        load_model(saved)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_snapshot_loads_as_a_model_and_holds_the_run(saved, tmp_path):
+    model = load_model(saved)
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "events.out.tfevents.1767225600.my-host.77.0").write_text("x")
+    target = tmp_path / "snapshot"
+    target.mkdir()
+    write_snapshot(
+        target,
+        tmp_path,
+        config=model.config,
+        weights=model.state_dict(),
+        recipe_yaml="seed: 1\n",
+        results={"a": 1},
+        card="# x",
+        picture=b"png",
+    )
+    assert torch.equal(load_model(target).head.classifier.weight, model.head.classifier.weight)
+    names = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.suffix != ".py"}
+    assert names >= {
+        "README.md",
+        "recipe.yaml",
+        "results.json",
+        "panel.png",
+        "config.json",
+        "tensorboard/events.out.tfevents.1767225600.0",
+    }
+    assert {"preprocessor_config.json", "model.safetensors"} <= names
+
+
+def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(
+    online, tiny, tmp_path, capfd, caplog, monkeypatch
+):
+    """With every other request refused during training; no token, path or host's name is pushed."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "secret-host")
+    online.refuse = lambda number: number % 2 != 0
+    train(parse([*tiny, "--output.hub_model_id", REPO, "--output.push_every", "3"]))
+    online.refuse = lambda number: False
+    assert [message for message, _ in online.repos[REPO]] == ["first", "Step 3", "The finished model"]
+    files, folder = online.files(REPO), tmp_path / "run"
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        assert files[name] == (folder / "model" / name).read_bytes()
+    assert files["results.json"] == (folder / "results.json").read_bytes()
+    trained = yaml.safe_load((folder / "recipe.yaml").read_text())
+    private = {"data": {"root": "data", "cache_dir": None}, "output": {"dir": None}}
+    expected = {
+        key: value | private.get(key, {}) if isinstance(value, dict) else value for key, value in trained.items()
+    }
+    assert yaml.safe_load(files["recipe.yaml"]) == expected
+    assert any(name.startswith("tensorboard/events") for name in files) and "panel.png" in files
+    assert online.cards[-1] == files["README.md"].decode() and "model-index" in online.cards[-1]
+
+    main(["evaluate", "--model", REPO, "--output", str(tmp_path / "again.json")])
+    again, results = (json.loads(path.read_text()) for path in (tmp_path / "again.json", folder / "results.json"))
+    assert again["mean_iou"] == results["mean_iou"] and again["iou"] == results["iou"]
+
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    pushed = [data for _, commit in online.repos[REPO] for data in commit.values()]
+    assert not any(TOKEN.encode() in data for data in left + pushed)
+    for secret in (str(tmp_path), "secret-host"):
+        names = [name for _, commit in online.repos[REPO] for name in commit]
+        assert not any(secret.encode() in data for data in pushed) and not any(secret in name for name in names)
+    assert TOKEN not in "".join([*capfd.readouterr(), caplog.text])
+
+
+@pytest.mark.slow
+def test_a_pushed_model_is_loaded_by_its_name_where_this_package_is_not(online, saved, tmp_path):
+    processor(load_model(saved).config).save_pretrained(saved)
+    pusher = Pusher(REPO, private=False, folder=tmp_path)
+    assert pusher.finish(lambda folder: shutil.copytree(saved, folder, dirs_exist_ok=True))
+    Image.effect_noise((70, 50), 80).convert("RGB").save(tmp_path / "image.png")
+    script = (
+        "import sys\n"
+        "sys.modules['benchmark'] = sys.modules['data_scripts'] = None\n"  # to import them is an error
+        "import numpy as np\n"
+        "from transformers import pipeline\n"
+        "segments = pipeline('image-segmentation', model=sys.argv[1], trust_remote_code=True)(sys.argv[2])\n"
+        "print(sum(np.asarray(segment['mask']) // 255 for segment in segments).tolist())\n"
+    )
+    environment = {"HF_ENDPOINT": online.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    done = run_python("-c", script, REPO, str(tmp_path / "image.png"), **environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[1] * 70] * 50  # each pixel has one class

@@ -1,0 +1,259 @@
+"""The main job, in real processes: what it leaves, how it resumes, and that a step's split changes nothing."""
+
+import dataclasses
+import json
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from interruption import Interruption, metrics, outcome, run
+from launching import parse, run_python
+from PIL import Image
+
+from benchmark.__main__ import main
+from benchmark.data.step_plan import sample_index
+from benchmark.errors import UserError
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.modeling import SegmentationModel
+from benchmark.training.build import prepare_datasets
+from benchmark.training.launch import start_processes
+from benchmark.training.loop import train
+from benchmark.training.memory import largest_micro_batch, plan_without_trial
+from data_scripts.prepare import prepare
+
+
+def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_path, capsys):
+    done = run_python("train.py", *tiny)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "run"
+    names = {"recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "results.json", "confusion.npz"}
+    assert {path.name for path in folder.iterdir()} == names | {".lock"}
+    results = json.loads((folder / "results.json").read_text())
+    assert "mean IoU" in done.stdout and f"{100 * results['mean_iou']:.2f}" in done.stdout
+    assert results["step"] == 6 and results["encoder"] == "test_vit" and results["setting"] == "tiny"
+    assert results["dataset_fingerprint"]["counts"].keys() == {"train", "validation"}
+    tags = {tag for line in metrics(folder) for tag in line}
+    assert {"train/loss", "train/lr", "train/encoder_lr", "val/mean_iou", "val/iou/circle"} <= tags
+    assert [line["step"] for line in metrics(folder) if "train/loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in metrics(folder) if "val/mean_iou" in line] == [3, 6]
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert train(parse(tiny)) == results
+    assert "was finished before" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    main(["evaluate", "--model", str(folder / "model"), "--output", str(tmp_path / "r.json")])
+    evaluated = json.loads((tmp_path / "r.json").read_text())
+    assert evaluated.keys() == results.keys()
+    assert {path.stat().st_mode & 0o077 for path in (folder / "model").iterdir()} == {0o044}
+    for key in ("mean_iou", "iou", "pixel_accuracy", "protocol", "step", "dataset_fingerprint", "parameters"):
+        assert evaluated[key] == results[key]
+
+
+def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, capsys):
+    """The folder is put back to what a kill after step 4 leaves: the checkpoint of step 3, and lines beyond it."""
+    folder, cut = tmp_path / "run", tmp_path / "cut"
+    train(parse([*tiny, "--train.keep_checkpoints", "5"]))
+    shutil.copytree(folder, cut)
+    for name in ("checkpoints/step-00000006", "model"):
+        shutil.rmtree(cut / name)
+    for name in ("results.json", "confusion.npz"):
+        (cut / name).unlink()
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:10])
+    capsys.readouterr()
+
+    train(parse([*tiny, "--output.dir", str(cut)]))
+    assert "Resuming after step 3" in capsys.readouterr().out
+    assert outcome(cut) == outcome(folder)
+
+
+def test_a_run_on_ones_own_images_goes_on_where_it_stopped(tiny, tmp_path, capsys):
+    """With label values mapped by a recipe's file, whose keys YAML reads as numbers and recipe.yaml holds as text."""
+    for place, high in (("images", 256), ("labels", 2)):
+        (tmp_path / place).mkdir()
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, high, (80, 80, 3)[: 3 if high > 2 else 2], np.uint8)
+            Image.fromarray(pixels * (11 if high == 2 else 1)).save(tmp_path / place / f"{number}.png")
+    recipe = {
+        "train": "folder",
+        "val": ["folder"],
+        "custom": {
+            "classes": ["a", "b"],
+            "label_mapping": {0: 0, 11: 1, 7: 255},
+            **{f"{split}_{place}": place for split in ("train", "val") for place in ("images", "labels")},
+        },
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"data": recipe}))
+    flags = [*tiny[:2], str(tmp_path / "own.yaml"), *tiny[2:], "--data.root", str(tmp_path)]
+    results = train(parse(flags))
+    for name in ("results.json", "checkpoints/step-00000006"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert train(parse(flags))["iou"] == results["iou"]
+    assert "Resuming after step 3" in capsys.readouterr().out
+    (tmp_path / "run" / "results.json").unlink()
+    again = parse(["--recipe", str(tmp_path / "run" / "recipe.yaml")])
+    assert train(again)["dataset_fingerprint"] == results["dataset_fingerprint"]
+
+
+@pytest.mark.parametrize(("head", "compared"), [("linear", 5), ("mask2former", 1)])
+def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path, head, compared):
+    """4 images at once, one by one, and by two processes: the same samples, the same step."""
+    gradients, losses = {}, {}
+    flags = [*tiny, "--model.head", head, "--model.mask2former.num_points", "256", "--train.log_every", "1"]
+    end = Interruption("step", compared, signal.SIGTERM)  # before anything is evaluated
+    for name, processes, micro_batch in (("at once", 1, 4), ("one by one", 1, 1), ("two processes", 2, 2)):
+        folder, log = tmp_path / name, tmp_path / f"{name}.log"
+        options = ["--train.micro_batch_size", str(micro_batch), "--train.eval_every", "6", "--output.dir", str(folder)]
+        environment = {"FIRST_GRADIENTS": str(tmp_path / f"{name}.pt")}
+        assert run([*flags, *options], log, processes, end, environment) == [75] * processes, log.read_text()
+        assert f"{processes} process(es) x {4 // processes // micro_batch} accumulated" in log.read_text()
+        gradients[name] = torch.load(tmp_path / f"{name}.pt")
+        losses[name] = [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
+    largest = max(gradient.abs().max() for gradient in gradients["at once"])
+    assert largest > 1e-3
+    for name in ("one by one", "two processes"):
+        assert len(losses[name]) == compared
+        assert losses[name] == pytest.approx(losses["at once"], rel=1e-5, abs=1e-5)
+        for ours, theirs in zip(gradients[name], gradients["at once"], strict=True):
+            assert (ours - theirs).abs().max() < 1e-5 * largest
+
+
+def test_training_learns(tiny, tmp_path):
+    """The loss of a run of 40 steps falls by more than a seventh."""
+    options = [
+        "--train.steps",
+        "40",
+        "--train.log_every",
+        "5",
+        "--train.eval_every",
+        "40",
+        "--train.checkpoint_every",
+        "40",
+    ]
+    train(parse([*tiny, *options]))
+    losses = [line["train/loss"] for line in metrics(tmp_path / "run") if "train/loss" in line]
+    assert losses[-1] < losses[0] * 6 / 7
+
+
+def test_train_on_one_dataset_and_validate_on_another_reports_each_apart(tiny, tmp_path, monkeypatch, cache_dir):
+    shapes = prepare("shapes", root="data", cache_dir=cache_dir)
+    monkeypatch.setattr("benchmark.training.build.prepare_dataset", lambda recipe, name: shapes)
+    results = train(parse([*tiny, "--data.val", "[shapes, other]"]))
+    assert results["datasets"].keys() == {"shapes", "other"}
+    assert results["mean_iou"] == results["datasets"]["shapes"]["mean_iou"]
+    tags = {tag for line in metrics(tmp_path / "run") for tag in line}
+    assert {"val/shapes/mean_iou", "val/other/mean_iou", "val/other/iou/star"} <= tags
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_images(tiny, tmp_path, cache_dir):
+    with pytest.raises(UserError, match=r"The loss of step \d is (nan|inf)") as error:
+        train(parse([*tiny, "--optim.lr", "1e30", "--train.log_every", "1"]))
+    step = int(re.search(r"step (\d)", str(error.value))[1])
+    split = prepare("shapes", root="data", cache_dir=cache_dir).splits["train"]
+    rows = [sample_index(position, len(split), seed=0) for position in range(4 * step - 4, 4 * step)]
+    assert all((split[row]["image"]["path"] or f"row {row}") in str(error.value) for row in rows)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_weights_that_are_lost_leave_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    """The loss tells a step later than the weights: the checkpoint of the step between would be of no use."""
+
+    def step(self, *args, original=torch.optim.AdamW.step, **kwargs):
+        original(self, *args, **kwargs)
+        step.count += 1
+        if step.count == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(float("nan"))
+
+    step.count = 0
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(UserError, match="not finite after step 4"):
+        train(parse([*tiny, "--train.checkpoint_every", "2", "--train.keep_checkpoints", "1"]))
+    assert [path.name for path in (tmp_path / "run/checkpoints").glob("step-*")] == ["step-00000002"]
+
+
+def test_the_end_of_memory_says_which_size_to_try_next(tiny, monkeypatch):
+    def forward(self, pixel_values, labels=None, positions=None, original=SegmentationModel.forward):
+        if len(pixel_values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(self, pixel_values, labels, positions)
+
+    monkeypatch.setattr(SegmentationModel, "forward", forward)
+    with pytest.raises(UserError, match=r"micro batch of 4 images does not fit.*set train.micro_batch_size to 2\."):
+        train(parse(tiny))
+    with pytest.raises(UserError, match=r"16 windows at once does not fit.*set train.eval_batch_size to 8\."):
+        train(parse([*tiny, "--train.micro_batch_size", "2"]))
+
+
+@pytest.mark.parametrize("head", ["linear", "mask2former"])
+def test_the_largest_micro_batch_is_found_and_nothing_is_left_of_the_trial(head, monkeypatch):
+    options = {"num_points": 16} if head == "mask2former" else {}
+    model = SegmentationModel(SegmentationConfig("test_vit", head, crop_size=(32, 32), head_options=options)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random, tried, original = torch.get_rng_state(), [], model.forward
+
+    def forward(pixel_values, labels, positions):
+        tried.append(len(pixel_values))
+        torch.rand(1)
+        outputs = original(pixel_values, labels, positions)
+        if len(pixel_values) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return outputs
+
+    monkeypatch.setattr(model, "forward", forward)
+    assert largest_micro_batch(model, [12, 6, 4, 3, 2, 1], Accelerator()) == 3
+    assert tried == [12, 6, 4, 3]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(UserError, match="one image does not fit"):
+        largest_micro_batch(model, [12, 6], Accelerator())
+
+
+def test_on_a_cpu_auto_is_a_divisor_of_at_most_16():
+    assert plan_without_trial(60, 1, "auto").micro_batch_size == 15
+    assert plan_without_trial(60, 2, "auto").accumulation == 2
+
+
+def test_deterministic_algorithms_where_the_recipe_says_so(tiny):
+    try:
+        start_processes(parse([*tiny, "--train.deterministic", "true"]))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_deterministic_run_resumes_bitwise(tiny, tmp_path):
+    flags = [*tiny, "--train.deterministic", "true", "--train.precision", "bf16", "--output.dir"]
+    train(parse([*flags, str(tmp_path / "whole")]))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000006")
+    (tmp_path / "cut/results.json").unlink()
+    train(parse([*flags, str(tmp_path / "cut")]))
+    torch.use_deterministic_algorithms(False)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_auto_finds_a_micro_batch(tiny, capsys):
+    train(parse([*tiny, "--train.micro_batch_size", "auto", "--train.global_batch_size", "8"]))
+    assert "micro batch 8 = 8" in capsys.readouterr().out
+
+
+def test_other_training_data_are_refused_on_resume(tiny, tmp_path, monkeypatch):
+    train(parse(tiny))
+    (tmp_path / "run/results.json").unlink()
+    shapes = prepare_datasets(parse(tiny), Accelerator())["shapes"]
+    other = dataclasses.replace(shapes, fingerprint=shapes.fingerprint | {"digest": "another"})
+    monkeypatch.setattr("benchmark.training.build.prepare_dataset", lambda recipe, name: other)
+    with pytest.raises(UserError, match="was trained on other files of shapes"):
+        train(parse(tiny))
