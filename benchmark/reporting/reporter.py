@@ -79,7 +79,9 @@ class Reporter:
         """Record the steps since the last time, of which the last one was made with `rates`."""
         progress = self.progress
         count, seconds = len(progress.losses), progress.train_seconds - progress.logged_seconds
-        means = {name: sum(losses[name] for losses in progress.losses) / count for name in progress.losses[-1]}
+        # Steps that an older version made have no parts.
+        names = [name for name in progress.losses[-1] if all(name in losses for losses in progress.losses)]
+        means = {name: sum(losses[name] for losses in progress.losses) / count for name in names}
         speed = count * self.global_batch_size / seconds
         values = {"train/loss" if name == "loss" else f"train/loss/{name}": mean for name, mean in means.items()}
         values |= {"train/lr": rates[0], "speed/images_per_second": speed}

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -59,6 +58,7 @@ class Preemption:
             self.roll_call = dist.new_group(backend="gloo", timeout=ROLL_CALL_TIMEOUT)
 
     def __enter__(self) -> "Preemption":
+        self.terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]  # a closed one says it is none
         receiver, self.sender = socket.socketpair()
         self.sender.setblocking(False)
         self.previous_fd = signal.set_wakeup_fd(self.sender.fileno(), warn_on_full_buffer=False)
@@ -114,11 +114,18 @@ class Preemption:
 
     def _receive(self, number: int) -> None:
         if number == signal.SIGHUP:
-            _replace_terminal()
+            self._replace_terminal()
         if self.reason is None:
             self._ask(signal.Signals(number).name)
         elif time.monotonic() - self.asked_at > ECHO_SECONDS:
             os._exit(128 + number)
+
+    def _replace_terminal(self) -> None:
+        """Let stdout and stderr go nowhere where they were a terminal: it is closed, so that writing to it fails."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self.terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
     def _ask(self, reason: str) -> None:
         self.asked_at, self.reason = time.monotonic(), reason
@@ -131,12 +138,3 @@ class Preemption:
             raise UserError(
                 f"A process is stuck ({missing}): look at its machine and run the same command again."
             ) from error
-
-
-def _replace_terminal() -> None:
-    """Let stdout and stderr go nowhere where they are a terminal: it was closed, and each write to it would fail."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None and os.isatty(stream.fileno()):
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def start_build(root, cache, pause=0.0, num_proc=None):
     code = SLOW_BUILD.format(pause=pause, num_proc=num_proc)
     command = [sys.executable, "-c", code, str(root), str(cache)]
     folder = Path(data_scripts.__file__).parents[1]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder, start_new_session=True
+    )
 
 
 def test_importing_is_cheap_and_building_knows_no_torch(tmp_path):
@@ -100,9 +103,9 @@ def test_a_replaced_archive_is_built_again(tmp_path, make):
 
 
 def test_the_fingerprint_does_not_depend_on_when_or_where(tmp_path, make):
-    for name, time in (("a", 1), ("b", 2)):
+    for name, moment in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
-        os.utime(make.camvid(tmp_path / name), (time, time))
+        os.utime(make.camvid(tmp_path / name), (moment, moment))
     first, second = (build(tmp_path / name, tmp_path / "cache") for name in "ab")
     assert first.fingerprint == second.fingerprint and first.folder != second.folder
 
@@ -247,7 +250,6 @@ def test_two_builds_at_once_do_not_hurt_each_other(tmp_path, make):
 @pytest.mark.parametrize("num_proc", [None, 2])
 def test_five_kills_at_random_moments(tmp_path, make, num_proc):
     import random
-    import time
 
     make.camvid(tmp_path, train=120, val=20)
     draw = random.Random(0)
@@ -281,3 +283,30 @@ assert peaks[1] < peaks[0] + 30 * 1024, peaks
 """
     folder = Path(data_scripts.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=folder, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in Linux's /proc")
+def test_a_build_that_is_killed_leaves_no_workers(tmp_path, make):
+    """Neither those that read images nor the one that manages their queue."""
+    make.camvid(tmp_path, train=40, val=4)
+    build = start_build(tmp_path, tmp_path / "cache", pause=0.3, num_proc=4)
+    assert build.stdout.readline()
+
+    def workers() -> list[int]:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            except OSError:  # it has just ended
+                continue
+            if int(group) == build.pid and int(stat.parent.name) != build.pid and state != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+    assert len(workers()) >= 5
+    build.send_signal(signal.SIGKILL)
+    build.wait()
+    until = time.monotonic() + 20
+    while workers():
+        assert time.monotonic() < until, workers()
+        time.sleep(0.2)

@@ -1,5 +1,6 @@
 """The study's eight tables of ten runs: each resolves to the protocol's values, and would start."""
 
+import json
 import re
 import runpy
 from functools import lru_cache
@@ -114,6 +115,24 @@ def test_pixels_are_normalised_as_the_encoder_was_pretrained(encoder):
         assert (tuple(config.image_mean), tuple(config.image_std)) == NORMALISATION.get(encoder, IMAGENET)
 
 
+def test_hashes_never_change():
+    """Results of different versions are compared by them: tests/golden/protocols.json is never written again."""
+    frozen = json.loads((ROOT / "tests/golden/protocols.json").read_text())
+    assert {setting: protocol(resolve(setting, "dinov2")) for setting in SETTINGS} == frozen
+
+
+def test_a_setting_says_only_what_differs_from_the_default_one():
+    default = yaml.safe_load((ROOT / "recipes/ade20k_linear.yaml").read_text())
+    keys = dict(flatten(default))
+    for setting in SETTINGS:
+        if setting == "ade20k_linear":
+            assert "base" not in default and {"augment.hue", "optim.betas", "train.steps"} <= set(keys)
+            continue
+        own = dict(flatten(yaml.safe_load((ROOT / f"recipes/{setting}.yaml").read_text())))
+        own.pop("base")
+        assert own and all(keys.get(key) != value for key, value in own.items()), setting
+
+
 def test_a_tables_runs_are_comparable_and_the_large_ones_with_the_defaults_too():
     protocols = {setting: {protocol(resolve(setting, encoder)) for encoder in ENCODERS} for setting in SETTINGS}
     assert all(len(hashes) == 1 for hashes in protocols.values())
@@ -124,7 +143,7 @@ def test_a_tables_runs_are_comparable_and_the_large_ones_with_the_defaults_too()
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_file_opens_with_its_own_command(setting):
     words = (ROOT / f"recipes/{setting}.yaml").read_text().partition("\n")[0].split()
-    assert words[:6] == ["#", "accelerate", "launch", "train.py", "--recipe", f"recipes/{setting}.yaml"]
+    assert words[:7] == ["#", "accelerate", "launch", "--quiet", "train.py", "--recipe", f"recipes/{setting}.yaml"]
     recipe = load_recipe([str(ROOT / word) for word in words if word.endswith(".yaml")])
     assert recipe == resolve(setting, "dinov2") == load_recipe([str(ROOT / f"recipes/{setting}.yaml")])
 

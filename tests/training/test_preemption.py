@@ -1,10 +1,13 @@
 """What asks a run to end, when, and in which process: all end with status 75, and go on as if nothing had been."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from datetime import timedelta
 
@@ -212,3 +215,35 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute(tiny, tmp_path):
     os.kill(pids[1], signal.SIGKILL)
     assert launcher.wait(60) != 0
     assert not os.path.exists(f"/proc/{pids[0]}")
+
+
+def test_a_closed_terminal_saves_the_run(tiny, tmp_path):
+    """Its SIGHUP does; what is printed afterwards has nowhere to go, and is no error."""
+    folder, (terminal, inside) = tmp_path / "run", pty.openpty()
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
+
+    flags = [*tiny, "--train.steps", "100000", "--train.log_every", "1", "--train.eval_every", "100000"]
+    command = [sys.executable, "train.py", *flags]
+    run = subprocess.Popen(command, cwd=ROOT, stdin=inside, stdout=inside, stderr=inside, preexec_fn=take_terminal)
+    os.close(inside)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") > 2)
+    os.close(terminal)
+    assert run.wait(60) == 75
+    marker = json.loads((folder / "preempted.json").read_text())
+    assert marker["reason"] == "SIGHUP" and (folder / f"checkpoints/step-{marker['step']:08d}").is_dir()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """nohup ignores SIGHUP, so that a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption(Alone, tmp_path / "marker") as watch:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.2)
+            watch.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,3 +258,24 @@ def test_other_training_data_are_refused_on_resume(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmark.training.build.prepare_dataset", lambda recipe, name: other)
     with pytest.raises(UserError, match="was trained on other files of shapes"):
         train(parse(tiny))
+
+
+def test_a_resume_loads_no_pretrained_weights_and_reads_its_checkpoint_once(tiny, tmp_path, monkeypatch):
+    from benchmark.training import build
+
+    loaded = []
+    monkeypatch.setattr(build, "load_encoder_weights", lambda *_, **options: loaded.append(options))
+    flags = [*tiny, "--model.pretrained", "true", "--train.keep_checkpoints", "1"]
+    train(parse(flags))
+    assert loaded == [{"pretrained": True, "checkpoint": None}]
+    (tmp_path / "run/results.json").unlink()
+    read, original = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or original(path))
+    train(parse(flags))
+    assert len(loaded) == 1
+    assert sorted(name for name in read if name.startswith(("model.s", "optimizer", "state"))) == [
+        "model.safetensors",
+        "model.safetensors",  # of the model that is saved again, for its sums
+        "optimizer.safetensors",
+        "state.json",
+    ]

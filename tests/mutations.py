@@ -1,0 +1,356 @@
+"""Small wrong changes, each of which a test must catch: `python tests/mutations.py [WORD ...]`.
+
+Each change is made in a copy of the repository, alone, and the tests that could see it run there. The table says which
+test caught it; the exit status is 1 where one was not caught. With words, only the changes that contain one of them in
+their file or description. Not in the default suite: it takes about twenty minutes on two cores.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+WIRING = "tests/test_wiring.py"
+
+
+class Mutation(NamedTuple):
+    """In `file`, the text `old`, which is there once, becomes `new`; `tests` could see it."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    # wiring: the recipe's way into the run
+    Mutation(
+        "no jitter",
+        "benchmark/training/step.py",
+        'pixels = color_jitter(batch["pixel_values"], batch["thumbnails"], batch["jitter"], batch["sizes"])',
+        'pixels = batch["pixel_values"]',
+        WIRING,
+    ),
+    Mutation(
+        "other pixel statistics in training",
+        "benchmark/training/step.py",
+        '"pixel_values": normalize(pixels, image_mean, image_std)',
+        '"pixel_values": normalize(pixels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))',
+        WIRING,
+    ),
+    Mutation(
+        "other pixel statistics in evaluation",
+        "benchmark/evaluation/inference.py",
+        "normalize(pixels, config.image_mean, config.image_std)",
+        "normalize(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))",
+        WIRING,
+    ),
+    Mutation(
+        "learning rate off by one step",
+        "benchmark/training/optim.py",
+        'group["lr"] = group["initial_lr"] * (1 - (step - 1) / steps) ** power',
+        'group["lr"] = group["initial_lr"] * (1 - step / steps) ** power',
+        f"{WIRING} tests/training/test_optim.py",
+    ),
+    Mutation(
+        "encoder_lr_multiplier ignored",
+        "benchmark/training/build.py",
+        "encoder_lr_multiplier=optim.encoder_lr_multiplier",
+        "encoder_lr_multiplier=1.0",
+        WIRING,
+    ),
+    Mutation(
+        "weight_decay ignored",
+        "benchmark/training/build.py",
+        "weight_decay=optim.weight_decay",
+        "weight_decay=0.05",
+        WIRING,
+    ),
+    Mutation("poly_power ignored", "benchmark/training/build.py", "power=optim.poly_power", "power=0.9", WIRING),
+    Mutation("sample seed ignored", "benchmark/training/loop.py", "seed=recipe.seed,", "seed=0,", WIRING),
+    Mutation("other betas", "benchmark/training/optim.py", "betas=tuple(betas)", "betas=(0.9, 0.95)", WIRING),
+    Mutation("betas ignored", "benchmark/training/build.py", "betas=optim.betas", "betas=(0.9, 0.999)", WIRING),
+    Mutation("eps ignored", "benchmark/training/build.py", "eps=optim.eps", "eps=1e-8", WIRING),
+    Mutation("augment ignored", "benchmark/training/loop.py", "augment=recipe.augment,", "", WIRING),
+    Mutation(
+        "head options ignored",
+        "benchmark/training/build.py",
+        "head_options=recipe.model.head_options(),",
+        "",
+        f"{WIRING} tests/test_golden.py",
+    ),
+    Mutation(
+        "no reduction over processes",
+        "benchmark/evaluation/evaluator.py",
+        'accelerator.reduce(evaluator.total.to(accelerator.device), "sum").cpu()',
+        "evaluator.total",
+        WIRING,
+    ),
+    Mutation(
+        "images' counts of one process alone",
+        "benchmark/evaluation/evaluator.py",
+        "gather_object(numbered)",
+        "numbered",
+        WIRING,
+    ),
+    Mutation(
+        "head seed ignored",
+        "benchmark/training/build.py",
+        "torch.manual_seed(recipe.seed)",
+        "torch.manual_seed(0)",
+        "tests/test_golden.py",
+    ),
+    Mutation(
+        "loss seed ignored", "benchmark/training/build.py", "seed=int(recipe.seed),", "seed=0,", "tests/test_golden.py"
+    ),
+    Mutation(
+        "positions not passed to the loss",
+        "benchmark/training/step.py",
+        '"positions": batch["positions"],',
+        "",
+        f"{WIRING} tests/test_golden.py",
+    ),
+    # steps
+    Mutation(
+        "a step takes the samples of the next",
+        "benchmark/data/step_plan.py",
+        "first = step * self.global_batch_size + rank * self.share",
+        "first = (step + 1) * self.global_batch_size + rank * self.share",
+        f"{WIRING} tests/data/test_loaders.py",
+    ),
+    Mutation(
+        "processes take the same samples",
+        "benchmark/data/step_plan.py",
+        "+ rank * self.share",
+        "",
+        "tests/data/test_loaders.py",
+    ),
+    Mutation(
+        "optimizer steps once a micro batch",
+        "benchmark/training/memory.py",
+        "accelerator.gradient_accumulation_steps = plan.accumulation",
+        "pass",
+        WIRING,
+    ),
+    Mutation(
+        "logged loss is the last step's",
+        "benchmark/reporting/reporter.py",
+        "sum(losses[name] for losses in progress.losses) / count",
+        "progress.losses[-1][name]",
+        "tests/training/test_training.py",
+    ),
+    # losses and metric
+    Mutation(
+        "cross-entropy over all pixels of the batch",
+        "benchmark/models/linear_head.py",
+        "return loss.sum(dim=(1, 2)) / labelled.clamp(min=1)",
+        "return loss.sum(dim=(1, 2)) / labelled.clamp(min=1).sum() * len(loss)",
+        "tests/models/test_modeling.py",
+    ),
+    Mutation(
+        "ignored pixels counted",
+        "benchmark/evaluation/mean_iou.py",
+        "labelled = label != IGNORE_INDEX",
+        "labelled = label != 254",
+        "tests/evaluation",
+    ),
+    Mutation(
+        "IoU without false negatives",
+        "benchmark/evaluation/mean_iou.py",
+        "confusion.sum(dim=0) + confusion.sum(dim=1) - hits",
+        "confusion.sum(dim=0)",
+        "tests/evaluation",
+    ),
+    Mutation(
+        "absent classes count as 0",
+        "benchmark/evaluation/mean_iou.py",
+        "hit / union if union else None",
+        "hit / union if union else 0.0",
+        "tests/evaluation",
+    ),
+    Mutation(
+        "dice part is the mask part",
+        "benchmark/models/mask2former_loss.py",
+        '"dice": mask_loss.detach() - mask_part',
+        '"dice": mask_part',
+        "tests/models/test_mask2former_loss.py",
+    ),
+    Mutation(
+        "no-object weight ignored",
+        "benchmark/models/mask2former_loss.py",
+        "torch.where(targets == num_outputs - 1, no_object_weight, 1.0)",
+        "torch.where(targets == num_outputs - 1, 1.0, 1.0)",
+        "tests/models/test_mask2former_loss.py",
+    ),
+    Mutation(
+        "overlapping windows are summed",
+        "benchmark/models/windows.py",
+        "return total / count",
+        "return total",
+        "tests/models/test_windows.py",
+    ),
+    Mutation(
+        "windows leave the last column out",
+        "benchmark/models/windows.py",
+        "j * (length - crop) // max(count - 1, 1)",
+        "j * (length - crop) // max(count, 1)",
+        "tests/models/test_windows.py",
+    ),
+    # augmentation
+    Mutation(
+        "labels are not flipped",
+        "benchmark/data/transforms.py",
+        "columns = label.shape[1] - 1 - columns",
+        "columns = columns",
+        "tests/data/test_transforms.py",
+    ),
+    Mutation(
+        "nearest-exact for labels",
+        "data_scripts/images.py",
+        "np.arange(resized, dtype=np.float32) * scale",
+        "(np.arange(resized, dtype=np.float32) + 0.5) * scale",
+        "tests/data/test_transforms.py tests/data_scripts",
+    ),
+    Mutation(
+        "contrast's mean before the steps before it",
+        "benchmark/data/color_jitter.py",
+        "pixels = blend(pixels, mean_gray(thumbs), late_contrast)",
+        "pixels = blend(pixels, mean, late_contrast)",
+        "tests/data/test_color_jitter.py",
+    ),
+    # recipe
+    Mutation(
+        "a later file does not override",
+        "benchmark/recipe/parser.py",
+        "flags = [flag for file in files for flag in _file_flags(Path(file))]",
+        "flags = [flag for file in reversed(files) for flag in _file_flags(Path(file))]",
+        "tests/recipe",
+    ),
+    Mutation(
+        "the protocol knows the seed",
+        "benchmark/recipe/identity.py",
+        'for key in keys if key != "seed" and not',
+        "for key in keys if not",
+        "tests/recipe",
+    ),
+    Mutation(
+        "hashes hold all keys",
+        "benchmark/recipe/identity.py",
+        "for key, value in keys.items() if value != defaults[key]",
+        "for key, value in keys.items()",
+        "tests/recipe",
+    ),
+    Mutation(
+        "a base overrides its recipe",
+        "benchmark/recipe/parser.py",
+        'flags.append(Flag(key, value if isinstance(value, str) else json.dumps(value), f"in {file}"))',
+        'flags.insert(0, Flag(key, value if isinstance(value, str) else json.dumps(value), f"in {file}"))',
+        "tests/recipe",
+    ),
+    # the run folder
+    Mutation(
+        "no lock",
+        "benchmark/reporting/run_folder.py",
+        "fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "tests/reporting/test_run_folder.py",
+    ),
+    Mutation(
+        "resume from a damaged file",
+        "benchmark/reporting/manifest.py",
+        'if _sha256(data) != expected["sha256"]:',
+        "if False:",
+        "tests/training/test_checkpoint.py",
+    ),
+    Mutation(
+        "a model's sums are not checked",
+        "benchmark/reporting/model_folder.py",
+        "read_files(folder, read_manifest(folder))",
+        "pass",
+        "tests/reporting/test_model_folder.py",
+    ),
+    Mutation(
+        "moments are not loaded",
+        "benchmark/training/checkpoint.py",
+        '"state": _unflatten(safetensors.torch.load(files[moments_file])),',
+        '"state": {},',
+        "tests/training/test_checkpoint.py tests/training/test_training.py",
+    ),
+    Mutation(
+        "metrics are not cut back",
+        "benchmark/reporting/tracking.py",
+        "cut_back(self.metrics, start_step)",
+        "pass",
+        "tests/training/test_training.py",
+    ),
+    Mutation(
+        "a resumed run starts the stream again",
+        "benchmark/training/loop.py",
+        "start_step=progress.step,",
+        "start_step=0,",
+        "tests/training/test_training.py",
+    ),
+    # data
+    Mutation(
+        "ADE20K's classes off by one", "data_scripts/ade20k.py", "raw: raw - 1", "raw: raw % 150", "tests/data_scripts"
+    ),
+    Mutation(
+        "EXIF turns a training image",
+        "benchmark/data/transforms.py",
+        "image = Image.open(io.BytesIO(encoded))",
+        "from PIL import ImageOps; image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))",
+        "tests/data/test_transforms.py",
+    ),
+]
+
+
+def run(mutation: Mutation) -> str | None:
+    """The first test that catches a mutation; None where none does."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "copy"
+        names = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+        for name in names.stdout.splitlines():
+            if (ROOT / name).is_file():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, copy / name)
+        file = copy / mutation.file
+        text = file.read_text()
+        if text.count(mutation.old) != 1:
+            raise SystemExit(f"{mutation.what}: the text is there {text.count(mutation.old)} times: update MUTATIONS.")
+        file.write_text(text.replace(mutation.old, mutation.new))
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "TMPDIR": temporary},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode == 0:
+            return None
+        found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+        return found[1] if found else done.stdout[-300:] + done.stderr[-300:]
+
+
+def main(words: list[str]) -> int:
+    chosen = [m for m in MUTATIONS if not words or any(word in m.what + m.file for word in words)]
+    width = max(len(m.what) for m in chosen)
+    missed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutation, test in zip(chosen, pool.map(run, chosen), strict=True):
+            missed += test is None
+            print(f"{mutation.what:<{width}}  {test or 'NOT CAUGHT'}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

