@@ -37,7 +37,7 @@ rm -f "$output/preempted.json"  # of an earlier start: this one may fail before 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 gpus=${SLURM_GPUS_ON_NODE:-8}
 # \$SLURM_NODEID differs from node to node, so it is left to each node's own shell.
-srun --kill-on-bad-exit=1 bash -c "exec accelerate launch --config_file accelerate_configs/multi_node.yaml \
+srun --kill-on-bad-exit=1 bash -c "exec accelerate launch --quiet --config_file accelerate_configs/multi_node.yaml \
     --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * gpus)) --machine_rank \$SLURM_NODEID \
     --main_process_ip $head_node --main_process_port $((20000 + SLURM_JOB_ID % 20000)) \
     --rdzv_backend c10d train.py \"\$@\"" launch "$@" &
@@ -45,7 +45,7 @@ step=$!
 wait "$step"
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 
-# The launcher's status does not tell a run that is to go on from one that failed; the run folder does.
+# The launcher's status does not tell a run that was preempted from one that failed; the run folder does.
 if [ -f "$output/results.json" ]; then
     exit 0
 elif [ -f "$output/preempted.json" ]; then

@@ -74,7 +74,7 @@ def prepare(
             return load(name, find_recorded_build(builder_class, source, cache_dir, missing))
         builder = builder_class(listing, cache_dir=cache_dir, hash=listing.digest(builder_version(builder_class), True))
         builder.download_and_prepare(num_proc=num_proc)
-        record_build(builder, source)
+        record_build(builder, source, cache_dir)
     except OSError as error:
         raise DatasetError(disk_sentence(error)) from error
     return load(name, builder)
@@ -119,9 +119,9 @@ def load(name: str, builder: SegmentationBuilder) -> PreparedDataset:
     )
 
 
-def record_build(builder: SegmentationBuilder, source: Source) -> None:
+def record_build(builder: SegmentationBuilder, source: Source, cache_dir: str | None) -> None:
     """Note in the cache which build this source led to, for when its archives are removed."""
-    record = record_path(type(builder), source, builder._cache_dir_root)
+    record = record_path(type(builder), source, cache_dir)
     if record.exists() and record.read_text(encoding="utf-8") == builder.hash:
         return
     partial = record.with_suffix(f".{os.getpid()}")
@@ -133,9 +133,7 @@ def find_recorded_build(
     builder_class: type[SegmentationBuilder], source: Source, cache_dir: str | None, missing: MissingArchive
 ) -> SegmentationBuilder:
     """The build that this source last led to; raises `missing` where there is none."""
-    import datasets
-
-    record = record_path(builder_class, source, cache_dir or str(datasets.config.HF_DATASETS_CACHE))
+    record = record_path(builder_class, source, cache_dir)
     if not record.exists():
         raise missing
     builder = builder_class(None, cache_dir=cache_dir, hash=record.read_text(encoding="utf-8"))
@@ -145,10 +143,16 @@ def find_recorded_build(
     return builder
 
 
-def record_path(builder_class: type[SegmentationBuilder], source: Source, cache_root: str) -> Path:
+def record_path(builder_class: type[SegmentationBuilder], source: Source, cache_dir: str | None) -> Path:
     """Where `record_build` notes a source's last build."""
+    import datasets
+
     from data_scripts.builder import builder_version
 
     text = json.dumps([builder_version(builder_class), source.root, source.allow_partial, source.custom], default=str)
     name = builder_class.__module__.rpartition(".")[2]
-    return Path(cache_root) / name / f"last-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return (
+        Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+        / name
+        / f"last-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    )

@@ -147,7 +147,7 @@ def test_a_damaged_line_of_metrics_is_named(tiny, tmp_path):
         cut_back(tmp_path / "metrics.jsonl", 3)
 
 
-def test_scores_do_not_bear_another_recipes_name(tiny, tmp_path):
+def test_scores_never_have_another_recipes_name(tiny, tmp_path):
     train(parse([*tiny, "--train.steps", "1"]))
     model = tmp_path / "run" / "model"
     for flag, value, key in (("--model.head", "mask2former", "model.head"), ("--seed", "7", "seed")):
@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_sentence(capsys):
     )
 
 
-def test_a_model_folder_that_is_none(tiny, tmp_path):
+def test_a_folder_without_a_model_is_an_error(tiny, tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         main(["evaluate", "--model", str(tmp_path), *tiny])
 

@@ -1,7 +1,7 @@
 """Two short runs give the committed numbers: a change of any of them needs a reason and a new file.
 
-`python tests/test_golden.py` writes the files anew. The tolerances hold on other processors; on one machine the numbers
-are equal bit for bit.
+`python tests/test_golden.py` writes the files again. The tolerances hold on other processors; on one machine the
+numbers are equal bit for bit.
 """
 
 import json

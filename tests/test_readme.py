@@ -91,7 +91,7 @@ def test_the_drawing_is_the_contract():
 def test_ci_runs_the_readmes_test_command():
     assert "pip install -e '.[test]' && pytest" in README
     ci = (ROOT / ".ci/run").read_text()
-    assert "pip install" in ci and "-e '.[test]'" in ci and "\npytest" in ci
+    assert "pip install" in ci and "-e '.[test]'" in ci and "\npytest" in ci and "\npre-commit run --all-files" in ci
 
 
 def test_train_py_is_short_and_knows_only_what_it_may():

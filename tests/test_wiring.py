@@ -91,6 +91,7 @@ def test_the_optimizer_is_the_recipes(tiny):
         )
     )
     recipe = ["--optim.lr", "0.02", "--optim.encoder_lr_multiplier", "0.25", "--optim.weight_decay", "0.3"]
+    recipe += ["--optim.betas", "[0.8, 0.99]", "--optim.eps", "1e-6"]
     train(parse([*tiny, *recipe, "--optim.poly_power", "0.5", "--train.micro_batch_size", "2"]))
     hook.remove()
     assert len(groups) == 6  # and not one for each micro batch
@@ -99,9 +100,35 @@ def test_the_optimizer_is_the_recipes(tiny):
         assert head["lr"] == pytest.approx(0.02 * (1 - step / 6) ** 0.5, rel=1e-12)
         assert encoder["lr"] == pytest.approx(0.005 * (1 - step / 6) ** 0.5, rel=1e-12)
         for group in (head, encoder):
-            assert (group["weight_decay"], tuple(group["betas"]), group["eps"]) == (0.3, (0.9, 0.999), 1e-8)
+            assert (group["weight_decay"], tuple(group["betas"]), group["eps"]) == (0.3, (0.8, 0.99), 1e-6)
             assert not group["amsgrad"] and not group["maximize"]
         assert head["params"] == [torch.Size([6, 64]), torch.Size([6])] and len(encoder["params"]) > 20
+
+
+def test_the_optimizers_defaults_are_pytorchs(tiny):
+    groups = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: groups.extend(optimizer.param_groups))
+    train(parse([*tiny, "--train.steps", "1"]))
+    hook.remove()
+    assert {(tuple(group["betas"]), group["eps"], group["weight_decay"]) for group in groups} == {
+        ((0.9, 0.999), 1e-8, 0.05)
+    }
+
+
+def test_the_augmentation_is_the_recipes(tiny, cache_dir, inputs):
+    """Without jitter, flip and scale, a crop is the image as it just fits into it, padded."""
+    still = {"jitter_probability": "0", "flip_probability": "0", "min_scale": "1", "max_scale": "1"}
+    flags = [flag for key, value in still.items() for flag in (f"--augment.{key}", value)]
+    plain = ["--model.image_mean", "[0, 0, 0]", "--model.image_std", "[1, 1, 1]"]
+    train(parse([*tiny, *flags, *plain, "--train.steps", "1"]))
+    split = prepare("shapes", root="data", cache_dir=cache_dir).splits["train"]
+    for position, pixels in enumerate(inputs[True][0]["pixel_values"]):
+        image = decode_image(split[sample_index(position, len(split), 0)]["image"]["bytes"])
+        ratio = min(64 / image.shape[1], 64 / image.shape[2])
+        size = [int(image.shape[1] * ratio), int(image.shape[2] * ratio)]
+        expected = torch.zeros(3, *CROP)
+        expected[:, : size[0], : size[1]] = F.resize(image, size, antialias=True) / 255
+        torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
 
 
 def test_the_logged_rates_are_the_closed_form(tiny, tmp_path):

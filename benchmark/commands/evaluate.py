@@ -92,7 +92,7 @@ def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
         "trainable_parameters": trainable,
         "eval_seconds": seconds,
     }
-    experiment = results.describe_experiment(identity(recipe), protocol(recipe), recipe.output.setting)
+    experiment = results.describe_experiment(identity(recipe), protocol(recipe), str(recipe.output.setting))
     measured = results.build_results(evaluations, datasets, experiment, training, accelerator)
     if accelerator.is_main_process:
         for name in datasets:

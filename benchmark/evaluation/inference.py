@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ Key = TypeVar("Key")
 class Pending(NamedTuple):
     """An image whose windows' logits are not complete yet."""
 
-    key: object
+    key: Any
     num_windows: int
 
 

@@ -1,4 +1,4 @@
-"""The one exception by which the models tell a user what to mend."""
+"""The one exception by which the models tell a user what to fix."""
 
 
 class ModelError(ValueError):

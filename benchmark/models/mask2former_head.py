@@ -183,7 +183,7 @@ def sine_positions(grid_size: tuple[int, int], hidden_size: int, device: torch.d
     """Sine position embedding (grid_height * grid_width, hidden_size) in fp32: first half rows, second half columns.
 
     DETR's normalised form (Carion et al., ECCV 2020, section A.4): coordinates 1..n scaled to (0, 2 pi], temperature
-    10,000, sine and cosine interleaved. Computed anew each time: a buffer would have to travel with every checkpoint.
+    10,000, sine and cosine interleaved. Computed each time: a buffer would have to travel with every checkpoint.
     """
     channels = torch.arange(hidden_size // 4, device=device)
     frequencies = 10_000.0 ** (-4 * channels / hidden_size)  # (hidden / 4,)

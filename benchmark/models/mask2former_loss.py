@@ -4,7 +4,7 @@ Cheng et al., arXiv 2112.01527, sections 3.3 and 4.1: a bipartite matching betwe
 then class, mask and dice losses, the latter two at sampled points. Every image is normalised by itself, and its points
 are keyed by (seed, position in the sample stream): its loss does not depend on the images beside it.
 
-All layers and masks of an image share its random points, where Mask2Former draws them anew for each: every mask's
+All layers and masks of an image share its random points, where Mask2Former draws new ones for each: every mask's
 points are distributed alike, and what depends on the points alone is computed once.
 
 Memory: sampled logits are held for a few layers at once, at most three buffers of CHUNK_ELEMENTS floats, or of one

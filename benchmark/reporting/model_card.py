@@ -37,7 +37,7 @@ map comes at the image's own size, turned as its EXIF says.
 ## How it was trained
 
 ```bash
-accelerate launch --num_processes {processes} train.py --recipe recipe.yaml
+accelerate launch --quiet --num_processes {processes} train.py --recipe recipe.yaml
 ```
 
 with the `recipe.yaml` in this repository. {machine}
@@ -61,7 +61,7 @@ def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] 
     Args:
         name: user/name on the Hub.
         recipe: as recipe.yaml holds it.
-        results: as results.json holds them; of the last evaluation while the run goes on; None before the first.
+        results: as results.json holds them; of the last evaluation while training continues; None before the first.
         step: optimizer steps made; below the recipe's, the card says that training continues.
         head: the head's title.
     """

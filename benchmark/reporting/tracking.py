@@ -94,7 +94,7 @@ class Tracking:
             for summary in hparams_summary(dict(recipe), {metric: 0.0}):
                 self.writer.file_writer.add_summary(summary)
 
-    def log(self, values: dict[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Record scalars by their tags, such as train/loss; None is recorded in metrics.jsonl alone."""
         if not self.main:
             return

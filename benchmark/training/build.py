@@ -32,19 +32,17 @@ def prepare_datasets(
     recipe: Recipe, accelerator: Accelerator, names: Sequence[str] | None = None
 ) -> dict[str, PreparedDataset]:
     """The datasets that the recipe names; the machine's first process builds what is missing, the others wait."""
-    names = dict.fromkeys(names or [recipe.data.train, *recipe.data.val])
+    names = list(dict.fromkeys(names or [recipe.data.train, *recipe.data.val]))
     with accelerator.local_main_process_first():
         datasets = {name: prepare_dataset(recipe, name) for name in names}
     for key, split, needed in (("train", "train", [recipe.data.train]), ("val", "validation", recipe.data.val)):
         for name in names:
             if name in needed and split not in datasets[name].splits:
                 raise UserError(f"The dataset {name} has no {split} split: name another one in data.{key}.")
-    classes = datasets[next(iter(names))].classes
+    classes = datasets[names[0]].classes
     for name in names:
         if datasets[name].classes != classes:
-            raise UserError(
-                f"The dataset {name} has other classes than {next(iter(names))}: name one that shares them."
-            )
+            raise UserError(f"The dataset {name} has other classes than {names[0]}: name one that shares them.")
     return datasets
 
 
@@ -133,7 +131,7 @@ def build_reporter(
     pusher: Pusher | None,
 ) -> Reporter:
     """What reports the run of the recipe."""
-    experiment = describe_experiment(identity(recipe), protocol(recipe), recipe.output.setting)
+    experiment = describe_experiment(identity(recipe), protocol(recipe), str(recipe.output.setting))
     return Reporter(
         accelerator, folder, datasets, model, progress, recipe=public(recipe), experiment=experiment, pusher=pusher
     )

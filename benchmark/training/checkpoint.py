@@ -241,7 +241,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The optimizer's own groups, parameters by name: a checkpoint says what was learned, the recipe how to go on."""
+    """The optimizer's own groups, parameters by name: a checkpoint has what was learned, the recipe the rest."""
     names = {parameter: name.removeprefix("module.") for name, parameter in model.named_parameters()}
     return [
         {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups

@@ -38,7 +38,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         resume: "auto" continues the run that the run folder holds, "never" wants an empty one.
     """
     accelerator = start_processes(recipe)
-    folder = RunFolder(Path(recipe.output.dir), identity(recipe))
+    folder = RunFolder(Path(str(recipe.output.dir)), identity(recipe))
     if finished := folder.finished_results(resume):
         accelerator.print(f"{score_table(finished)}\n{folder} was finished before; nothing was changed.")
         return finished
@@ -117,7 +117,7 @@ def run_steps(
         evaluations = evaluate(recipe, step, progress, datasets, preemption) if evaluates else None
         if logs:
             reporter.log_training(step.set_rates(number))
-        if evaluates:
+        if evaluations:
             reporter.log_evaluations(evaluations)
         progress.logged_step = number
         if saves:

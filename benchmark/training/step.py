@@ -72,7 +72,7 @@ class Step:
     def fix_gradient_order(self) -> None:
         """Make one backward pass of a loss of zero, whose gradients are dropped.
 
-        DDP sums gradients by buckets, and orders them anew after its first backward pass: without this, the first step
+        DDP sums gradients by buckets, and orders them again after its first backward pass: without this, the first step
         after a resume would sum in another order than the same step of a run that was not interrupted.
         """
         if not isinstance(self.model, DistributedDataParallel):
@@ -85,7 +85,7 @@ class Step:
 
     def _memory_advice(self) -> tuple[str, str | None]:
         smaller = self.plan.smaller()
-        advice = smaller and f"set train.micro_batch_size to {smaller.micro_batch_size}"
+        advice = f"set train.micro_batch_size to {smaller.micro_batch_size}" if smaller else None
         return f"A micro batch of {self.plan.micro_batch_size} images", advice
 
 

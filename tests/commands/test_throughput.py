@@ -47,7 +47,7 @@ def test_the_synthetic_batch_is_like_the_loaders(tiny, cache_dir):
     assert jittered.shape == (2, 3, 64, 96)
 
 
-def test_data_tells_where_the_time_goes(tiny, capsys):
+def test_data_says_where_the_time_goes(tiny, capsys):
     measured = run(tiny, capsys, "data", "--seconds", "0.1")
     whole = 1000 / measured["images_per_second"]
     assert sum(measured[part] for part in ("decode", "label", "resize", "rest")) >= whole - 1e-6

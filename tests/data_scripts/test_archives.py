@@ -40,7 +40,7 @@ def test_zip_tar_and_folder_give_the_same_members(tmp_path, make):
     assert [read_all(path) for path in paths] == [members] * 3
 
 
-def test_the_digest_tells_contents_of_equal_size_apart(tmp_path, make):
+def test_contents_of_equal_size_have_different_digests(tmp_path, make):
     digests = set()
     for number, data in enumerate((b"one", b"two", b"one")):
         with open_archive(make.zip(tmp_path / f"{number}.zip", {"a": data})) as archive:

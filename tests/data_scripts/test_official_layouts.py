@@ -92,7 +92,7 @@ def test_cityscapes(tmp_path, make, rows):
     assert shown == list(zip(prepared.classes, prepared.colors, strict=True))
 
 
-def test_gta5_goes_archive_by_archive_and_mends_sizes(tmp_path, make, rows, caplog):
+def test_gta5_is_read_archive_by_archive_and_labels_are_resized(tmp_path, make, rows, caplog):
     for part, numbers in (("01", (2, 10)), ("03", (1,))):
         photos = {f"images/{number:05}.png": make.image(width=20, height=14, seed=number) for number in numbers}
         labels = {f"labels/{number:05}.png": make.labels([7, 26, 34], palette=True) for number in numbers}

@@ -230,7 +230,7 @@ def test_a_killed_build_leaves_nothing_that_the_next_one_trusts(tmp_path, make):
     process.wait()
     left = list((tmp_path / "cache").rglob("*.incomplete"))
     assert left and not list((tmp_path / "cache").rglob("dataset_info.json"))
-    (left[0] / "tally-train-stale.json").write_text("{}")
+    (left[0] / "counts-train-stale.json").write_text("{}")
     again = build(tmp_path, tmp_path / "cache")
     alone = build(tmp_path, tmp_path / "alone")
     assert contents(again) == contents(alone) and again.report == alone.report

@@ -34,7 +34,7 @@ def test_save_and_load_give_equal_output(tmp_path, options):
 
 
 def test_first_weights_are_timms_and_not_overwritten():
-    """transformers would draw them anew with a deviation of 0.02; PyTorch's default for the head is uniform."""
+    """transformers would draw them again with a deviation of 0.02; PyTorch's default for the head is uniform."""
     weight = build().head.classifier.weight.detach()
     assert weight.abs().max() <= weight.shape[1] ** -0.5
     assert weight.std() == pytest.approx(weight.shape[1] ** -0.5 / 3**0.5, rel=0.2)
@@ -70,7 +70,7 @@ def test_a_batchs_loss_is_the_mean_of_its_images_losses(options):
     torch.testing.assert_close(together, torch.stack(apart).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_auxiliary_logits_are_handed_out_on_request():
+def test_auxiliary_logits_are_returned_on_request():
     model = build(head="mask2former")
     pixel_values = torch.randn(2, 3, 32, 48)
     with torch.no_grad():

@@ -125,7 +125,7 @@ def test_pipeline_predict_and_evaluation_agree_bit_for_bit(folders, images, tmp_
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_loading_asks_for_timm_and_transformers_and_what_they_stand_on(folders):
+def test_loading_needs_timm_and_transformers_and_their_dependencies(folders):
     """transformers refuses to load code whose imports are not installed, SciPy of the loss among them."""
     asked = {package for file in folders[1].glob("*.py") for package in get_imports(file)}
     assert asked - set(sys.stdlib_module_names) == {"timm", "transformers", "torch", "numpy", "PIL"}

@@ -24,7 +24,7 @@ def test_later_files_and_then_flags_override_key_by_key(write):
     assert recipe.output.setting == "first" and recipe.output.dir.startswith("runs/first/")
 
 
-def test_overrides_stand_anywhere_on_the_line(write):
+def test_overrides_may_be_anywhere_on_the_line(write):
     parser = CommandParser()
     parser.add_recipe()
     line = ["--train.steps", "7", "--recipe", write("seed: 2"), "--optim.lr", "0.5"]

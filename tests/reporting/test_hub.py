@@ -87,7 +87,7 @@ def test_a_push_does_not_wait_for_the_one_before_it_and_is_left_out(online, tmp_
     assert [message for message, _ in online.repos[REPO]][1:] == ["Step 1", "The finished model"]
 
 
-def test_two_refusals_of_three_requests_are_outlasted(online, tmp_path):
+def test_a_push_survives_two_refusals_of_three_requests(online, tmp_path):
     pusher = Pusher(REPO, private=False, folder=tmp_path)
     online.refuse = lambda number: number % 3 != 0
     pusher.push(1, write("one"))
@@ -139,7 +139,7 @@ def test_a_push_that_hangs_does_not_keep_a_run_that_fails(hub, tiny, tmp_path):
     assert any("preupload" in request for request in hub.requests)
 
 
-def test_a_hub_that_is_gone_is_warned_about_and_ends_nothing(online, tmp_path, caplog):
+def test_a_hub_that_is_down_gives_a_warning_and_ends_nothing(online, tmp_path, caplog):
     pusher = Pusher(REPO, private=False, folder=tmp_path)
     online.refuse = lambda number: True
     pusher.push(1, write("one"))
@@ -163,14 +163,14 @@ def test_a_hub_that_is_gone_is_warned_about_and_ends_nothing(online, tmp_path, c
         (lambda hub, patch: setattr(hub, "forbid", True), r"may not push to me/shapes-tiny .* 403"),
     ],
 )
-def test_who_may_not_push_is_told_before_training(online, tmp_path, monkeypatch, break_it, sentence):
+def test_missing_permission_to_push_is_an_error_before_training(online, tmp_path, monkeypatch, break_it, sentence):
     monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     break_it(online, monkeypatch)
     with pytest.raises(UserError, match=sentence):
         Pusher(REPO, private=False, folder=tmp_path)
 
 
-def test_a_name_that_no_repository_can_have_is_told(online, tmp_path):
+def test_an_invalid_repository_name_is_an_error(online, tmp_path):
     with pytest.raises(UserError, match="must be user/name, not a/b/c"):
         Pusher("a/b/c", private=False, folder=tmp_path)
 
@@ -193,7 +193,7 @@ def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypa
         model_folder("me/nothing")
 
 
-def test_a_model_that_its_owner_keeps_back_is_told(online, tmp_path):
+def test_a_gated_model_is_an_error(online, tmp_path):
     assert Pusher(REPO, private=False, folder=tmp_path).finish(write("{}"))
     online.gate = True
     with pytest.raises(UserError, match=f"Access to {REPO} .* has to be requested"):

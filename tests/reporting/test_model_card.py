@@ -48,7 +48,7 @@ def test_the_metadata_say_the_scores_of_each_dataset_and_the_origin(results):
     assert yaml.safe_load(card.data.to_yaml())["model-index"][0]["name"] == "my-model"
 
 
-def test_the_text_tells_what_was_run_and_what_came_of_it(results):
+def test_the_text_says_what_was_run_and_what_was_measured(results):
     text = model_card("me/my-model", recipe("--train.steps", "7"), results, step=7, head="linear")
     for part in ("**61.23 % mIoU** on ade20k", "1 h 2 min 5 s on 2 x cuda (a GPU)", "| dog | - |", "| cat | 50.00 |"):
         assert part in text

@@ -35,7 +35,7 @@ def test_a_panel_shows_image_label_and_prediction_in_the_classes_colours():
     assert not occurs(legend, (0, 0, 200))  # a class that does not occur is not in the legend
 
 
-def test_stacked_panels_stand_one_below_the_other():
+def test_stacked_panels_are_one_below_the_other():
     stacked = stack_panels([np.zeros((3, 5, 3), np.uint8), np.ones((2, 7, 3), np.uint8)])
     assert stacked.shape == (5, 7, 3)
     assert (stacked[:3, :5] == 0).all() and (stacked[:3, 5:] == 255).all() and (stacked[3:] == 1).all()

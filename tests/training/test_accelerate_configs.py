@@ -48,7 +48,7 @@ def test_accelerate_reads_it_as_what_it_says(name):
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert config.distributed_type == TYPES[name]
     text = (FOLDER / f"{name}.yaml").read_text().replace("\\\n#    ", "")
-    command = rf"^# .*accelerate launch --config_file accelerate_configs/{name}\.yaml .*train\.py --recipe"
+    command = rf"^# .*accelerate launch --quiet --config_file accelerate_configs/{name}\.yaml .*train\.py --recipe"
     assert re.search(command, text, re.MULTILINE)
 
 
@@ -99,7 +99,7 @@ def test_deepspeed_clips_no_gradients():
 def test_two_processes_on_the_cpu_are_two(tiny):
     """By the file's own line."""
     line = (FOLDER / "cpu_2proc.yaml").read_text()
-    assert "ACCELERATE_USE_CPU=true accelerate launch --config_file" in line
+    assert "ACCELERATE_USE_CPU=true accelerate launch --quiet --config_file" in line
     done = run_python(
         *("-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"),
         *("train.py", *tiny, "--train.steps", "1"),

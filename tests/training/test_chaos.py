@@ -57,7 +57,7 @@ def test_killed_at_twenty_points(tiny, tmp_path, processes, workers, capsys):
     "before, after, steps",
     [(2, 1, 8), pytest.param(2, 1, 56, marks=pytest.mark.slow), pytest.param(1, 2, 56, marks=pytest.mark.slow)],
 )
-def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path, before, after, steps):
+def test_a_run_resumes_with_another_number_of_processes(tiny, tmp_path, before, after, steps):
     """Every later loss is within 1e-4 of the uninterrupted run's, which other samples would not give."""
     flags = [*tiny, "--train.steps", str(steps), "--train.log_every", "1", "--train.eval_every", str(steps)]
     log = tmp_path / "log"

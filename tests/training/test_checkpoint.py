@@ -53,7 +53,7 @@ def load_checkpoint(folder, model, optimizer, identity=IDENTITY):
     return found and checkpoint.load_checkpoint(found, Accelerator(), model, optimizer)
 
 
-def test_a_run_goes_on_bitwise_from_a_checkpoint(tmp_path):
+def test_a_run_resumes_bitwise_from_a_checkpoint(tmp_path):
     model, optimizer = save(tmp_path, steps=(1, 2, 3))
     other, other_optimizer = build(seed=1)
     state = load_checkpoint(tmp_path, other, other_optimizer)
@@ -218,5 +218,5 @@ def test_a_disk_that_is_full_in_truth(tmp_path, kibibytes):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_without_a_checkpoint_there_is_none(tmp_path):
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path, *build()) is None

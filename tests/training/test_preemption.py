@@ -1,4 +1,4 @@
-"""What asks a run to end, when, and in which process: all end with status 75, and go on as if nothing had been."""
+"""What asks a run to end, when, and in which process: all end with status 75, and resume as if nothing had happened."""
 
 import fcntl
 import json
@@ -73,7 +73,7 @@ def test_a_signal_to_one_process_ends_all_with_75_and_loses_nothing(train, tmp_p
         assert not (tmp_path / name / "preempted.json").exists()
 
 
-def test_a_signal_in_an_evaluation_that_goes_on_after_one_does_so_again(train, tmp_path):
+def test_a_signal_in_an_evaluation_that_is_repeated_after_one(train, tmp_path):
     """Twice in the evaluation of one step, and then killed: its lines stand in metrics.jsonl once."""
     train("whole")
     assert train("cut", interruption=Interruption("evaluate", 2, TERM)) == [75]
@@ -127,7 +127,7 @@ def test_a_signal_and_its_echo_are_one_and_a_second_one_ends_at_once(tmp_path):
     assert done.returncode == 128 + TERM and done.stdout == "lives\n", done.stderr
 
 
-def test_the_handlers_of_before_are_back_after_a_run(tmp_path):
+def test_former_signal_handlers_are_restored_after_a_run(tmp_path):
     before = {number: signal.getsignal(number) for number in (TERM, USR1, INT, signal.SIGHUP)}
     with Preemption(Alone, tmp_path / "marker") as watch:
         assert signal.getsignal(TERM) != before[TERM]

@@ -74,7 +74,7 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, cap
     assert outcome(cut) == outcome(folder)
 
 
-def test_a_run_on_ones_own_images_goes_on_where_it_stopped(tiny, tmp_path, capsys):
+def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
     """With label values mapped by a recipe's file, whose keys YAML reads as numbers and recipe.yaml holds as text."""
     for place, high in (("images", 256), ("labels", 2)):
         (tmp_path / place).mkdir()
