@@ -7,21 +7,28 @@ import os
 import re
 import stat
 import tarfile
+import tempfile
+import unicodedata
 import zipfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from data_scripts.errors import DatasetError, printable
 
 MAX_MEMBER_BYTES = 256 * 2**20  # far above any image of the official archives (8 MiB), far below a machine's memory
-ENCRYPTED = 0x1  # the general purpose flag of a zip entry that asks for a password
+MAX_ENTRIES = 1_000_000  # of one archive; each takes 200 bytes of memory
+ENCRYPTED, DEFLATE64 = 0x1, 9  # the general purpose flag of a zip entry with a password; Windows' compression method
 TAR_BLOCK = 512
+SYSTEM_NAMES = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information")
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
+FOREIGN = {b"Rar!": "a RAR archive", b"7z\xbc\xaf": "a 7z archive", b"\xfd7zX": "an xz archive"}
 
 
 class MissingArchive(DatasetError):
-    """An archive does not lie where it was looked for."""
+    """An archive is not where it was looked for."""
 
 
 class Member(NamedTuple):
@@ -35,11 +42,15 @@ class Member(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What an archive's index says about a member: `size` in bytes, `stamp` tells two contents of equal size apart."""
+    """What an archive's index says about a member: `size` in bytes, `stamp` tells two contents of equal size apart.
+
+    `stored` is the name inside the archive, which the member's own name may normalise.
+    """
 
     size: int
     stamp: int
     offset: int = 0
+    stored: str = ""
 
 
 def natural_order(member: Member) -> tuple[int, str]:
@@ -48,18 +59,35 @@ def natural_order(member: Member) -> tuple[int, str]:
     return int(number.group()) if number else -1, member.name
 
 
+def plain_name(name: str) -> str:
+    """A member's name with forward slashes, without a leading `./` or `/`, its letters composed (Unicode's NFC)."""
+    name = re.sub(r"^(\./|/)+", "", re.sub(r"/+", "/", name.replace("\\", "/")))
+    return unicodedata.normalize("NFC", name)
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a name is one of an operating system or a tool: a hidden file or folder, a thumbnail, a resource fork."""
+    return any(part.startswith(".") or part in SYSTEM_NAMES for part in name.split("/"))
+
+
 class Archive(ABC):
-    """An opened archive: `entries` is its index of regular files by name; use it as a context manager."""
+    """An opened archive: `entries` is its index of regular files by name; use it as a context manager.
+
+    Attributes:
+        skipped: how many files were left out, by the reason.
+    """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        """Raises MissingArchive where nothing lies at `path`, DatasetError where it cannot be trusted."""
+        """Raises MissingArchive where nothing is at `path`, DatasetError where it cannot be trusted."""
         self.path = str(path)
         if not os.path.exists(self.path):
             raise MissingArchive(f"{self.path} does not exist: put the archive there.")
         self.entries: dict[str, Entry] = {}
+        self.skipped: Counter[str] = Counter()
+        self.duplicates: set[str] = set()  # names with two contents
 
     @abstractmethod
-    def _read(self, name: str, size: int) -> bytes: ...
+    def _read(self, entry: Entry) -> bytes: ...
 
     @abstractmethod
     def close(self) -> None: ...
@@ -71,15 +99,20 @@ class Archive(ABC):
         self.close()
 
     def read(self, name: str) -> bytes:
-        """The bytes of member `name`; DatasetError where they are missing, too many, or not what the index declares."""
+        """The bytes of member `name`; DatasetError where they are missing, too many or not as declared."""
         member = Member(self.path, name)
         if name not in self.entries:
             raise DatasetError(f"{member} is missing: download the archive again.")
+        if name in self.duplicates:
+            raise DatasetError(f"{member} is there twice: remove one of them, or download the archive again.")
         size = self.entries[name].size
         if size > MAX_MEMBER_BYTES:
             limit = MAX_MEMBER_BYTES // 2**20
-            raise DatasetError(f"{member} declares {size} bytes, over the cap of {limit} MiB: it is no dataset image.")
-        data = self._read(name, size)
+            raise DatasetError(
+                f"{member} declares {size} bytes, over the cap of {limit} MiB: cut a large image into tiles, as by "
+                "'gdal_retile.py -ps 4096 4096 -targetDir tiles large.tif'."
+            )
+        data = self._read(self.entries[name])
         if len(data) != size:
             raise DatasetError(f"{member} has {len(data)} bytes but declares {size}: download the archive again.")
         return data
@@ -93,11 +126,17 @@ class Archive(ABC):
             index.update(f"{name}\0{entry.size}\0{stamp}\n".encode(errors="surrogateescape"))
         return index.hexdigest()
 
-    def _add(self, name: str, entry: Entry) -> None:
-        if name in self.entries:
-            member = Member(self.path, name)
-            raise DatasetError(f"{member} is there twice: it is not the official archive, download it again.")
-        self.entries[name] = entry
+    def _add(self, stored: str, entry: Entry) -> None:
+        name = plain_name(stored)
+        if is_system_file(name):
+            self.skipped["hidden or system files"] += 1
+            return
+        other = self.entries.get(name)
+        if other and (other.size, other.stamp) != (entry.size, entry.stamp):
+            self.duplicates.add(name)
+        self.entries[name] = entry._replace(stored=stored)
+        if len(self.entries) > MAX_ENTRIES:
+            raise DatasetError(f"{self.path} has more than {MAX_ENTRIES:,} files: split it into several archives.")
 
 
 class Zip(Archive):
@@ -106,11 +145,16 @@ class Zip(Archive):
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path)
         try:
+            count = zip_entry_count(self.path)
+            if count > MAX_ENTRIES:
+                raise DatasetError(f"{self.path} has {count:,} files, over {MAX_ENTRIES:,}: split it into several.")
             self._zip = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+            if isinstance(error, DatasetError):
+                raise
             raise DatasetError(
-                f"{self.path} is no whole zip archive ({error}): a cut download or another file under its name, "
-                "download it again."
+                f"{self.path} is no whole zip archive ({error}): an interrupted download or another file under its "
+                "name, download it again."
             ) from error
         try:
             for info in self._zip.infolist():
@@ -120,13 +164,18 @@ class Zip(Archive):
             self.close()
             raise
 
-    def _read(self, name: str, size: int) -> bytes:
-        member = Member(self.path, name)
-        if self._zip.getinfo(name).flag_bits & ENCRYPTED:
+    def _read(self, entry: Entry) -> bytes:
+        member, info = Member(self.path, entry.stored), self._zip.getinfo(entry.stored)
+        if info.flag_bits & ENCRYPTED:
             raise DatasetError(f"{member} is locked by a password: make the archive again without one.")
+        if info.compress_type == DEFLATE64:
+            raise DatasetError(
+                f"{member} is compressed by Deflate64, which Windows uses for large archives: make the archive again "
+                "with 7-Zip or zip, or let data.root name the unpacked folder."
+            )
         try:
-            with self._zip.open(name) as stream:
-                return stream.read(size + 1)
+            with self._zip.open(info) as stream:
+                return stream.read(entry.size + 1)
         except Exception as error:  # zlib, lzma, struct and zipfile each raise their own on damaged bytes
             raise DatasetError(f"{member} is damaged ({error}): download the archive again.") from error
 
@@ -134,67 +183,129 @@ class Zip(Archive):
         self._zip.close()
 
 
+def zip_entry_count(path: str) -> int:
+    """How many entries the end record of a zip declares (65,535 for more, in a zip64); 0 where there is none."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 2**16 - 64))
+        tail = file.read()
+    at, at64 = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
+    if at64 >= 0:
+        return int.from_bytes(tail[at64 + 32 : at64 + 40], "little")
+    return int.from_bytes(tail[at + 10 : at + 12], "little") if at >= 0 else 0
+
+
 class Tar(Archive):
-    """An uncompressed tar archive; the stamp is the member's time, for a tar carries no checksum of its data."""
+    """A tar archive; the stamp is the member's time, because a tar has no checksum of its data.
+
+    One that is compressed is decompressed into a temporary file first, as large as the data: it has no index.
+    """
 
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path)
         self._file = open(self.path, "rb")  # noqa: SIM115 - close() closes it
         try:
+            if self.path.lower().endswith(COMPRESSED_TARS):
+                self._file = decompressed(self._file, self.path)
             self._read_index()
-        except tarfile.TarError as error:
-            self.close()
-            raise DatasetError(
-                f"{self.path} is no whole tar archive ({error}): a cut download, a compressed tar or another file "
-                "under its name; download it again or decompress it."
-            ) from error
-        except BaseException:
+        except DatasetError:
             self.close()
             raise
+        except Exception as error:  # tarfile raises ValueError, OverflowError and others on hostile headers
+            self.close()
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise DatasetError(
+                f"{self.path} is no whole tar archive ({error}): an interrupted download, or another file under its "
+                "name; download it again."
+            ) from error
 
     def _read_index(self) -> None:
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
-            for info in tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # which would grow with entries that nobody asked for
                 if info.isreg() and not info.issparse():
-                    self._add(info.name, Entry(info.size, int(info.mtime), info.offset_data))
+                    self._add(info.name, Entry(info.size, whole_number(info.mtime), info.offset_data))
             end = tar.offset
-        # A tar cut at a member's border reads without an error; only the closing zero block tells.
+        # A tar cut at a member's border reads without an error; only the closing zero block shows it.
         self._file.seek(end)
         if self._file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
             raise tarfile.ReadError("its end is missing")
 
-    def _read(self, name: str, size: int) -> bytes:
-        self._file.seek(self.entries[name].offset)
-        return self._file.read(size)
+    def _read(self, entry: Entry) -> bytes:
+        self._file.seek(entry.offset)
+        return self._file.read(entry.size)
 
     def close(self) -> None:
         self._file.close()
 
 
+def whole_number(time: float) -> int:
+    """A time in whole seconds; 0 for one that is no number."""
+    try:
+        return int(time)
+    except (ValueError, OverflowError):
+        return 0
+
+
+def decompressed(file: IO[bytes], path: str) -> IO[bytes]:
+    """A temporary file with the content of a compressed one, which is closed."""
+    import pyarrow
+
+    kind = {"z": "gzip", "2": "bz2", "t": "zstd"}[path[-1].lower()]
+    target = tempfile.TemporaryFile()  # noqa: SIM115 - the archive closes it
+    with file, pyarrow.CompressedInputStream(pyarrow.PythonFile(file), kind) as source:
+        while part := source.read(2**22):
+            target.write(part)
+    target.seek(0)
+    return target
+
+
 class Folder(Archive):
-    """A plain folder tree, read as if it were an archive; the stamp is the file's modification time in ns."""
+    """A plain folder tree, read as if it were an archive; links are followed, each folder once.
+
+    The stamp is when the file was changed last, in ns: its time, or that of its entry where somebody set its time back.
+    """
 
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path)
-        for folder, _, files in os.walk(self.path):
+        seen = set()
+        for folder, folders, files in os.walk(self.path, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder above or beside it
+                folders.clear()
+                continue
+            seen.add(real)
             for file in files:
                 name = (Path(folder) / file).relative_to(self.path).as_posix()
-                status = os.stat(os.path.join(folder, file))
-                self._add(name, Entry(status.st_size, status.st_mtime_ns))
+                try:
+                    status = os.stat(os.path.join(folder, file))
+                except FileNotFoundError:
+                    self.skipped["links to nothing"] += 1
+                    continue
+                self._add(name, Entry(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)))
 
-    def _read(self, name: str, size: int) -> bytes:
-        with open(os.path.join(self.path, name), "rb") as stream:
-            return stream.read(size + 1)
+    def _read(self, entry: Entry) -> bytes:
+        with open(os.path.join(self.path, entry.stored), "rb") as stream:
+            return stream.read(entry.size + 1)
 
     def close(self) -> None:
         pass
 
 
 def open_archive(path: str | os.PathLike) -> Archive:
-    """Opens a folder, a .tar or (everything else) a zip."""
+    """Opens a folder, a .tar (or a compressed one) or, everything else, a zip."""
     if os.path.isdir(path):
         return Folder(path)
-    return Tar(path) if str(path).endswith(".tar") else Zip(path)
+    name = str(path).lower()
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if start in FOREIGN and not name.endswith(".tar"):
+            raise DatasetError(
+                f"{path} is {FOREIGN[start]}, which is not read: unpack it and let data.root name the folder, or pack "
+                "it as zip or tar."
+            )
+    return Tar(path) if name.endswith((".tar", *COMPRESSED_TARS)) else Zip(path)
 
 
 class Reader:
@@ -218,8 +329,7 @@ class Reader:
 
 
 def members_under(archive: Archive, folder: str, suffix: str | tuple[str, ...]) -> Iterable[Member]:
-    """The members below `folder` whose names end in `suffix`, without the rubbish that macOS adds."""
+    """The members below `folder` whose names end in `suffix`."""
     for name in archive.entries:
-        rubbish = name.startswith("__MACOSX/") or name.rpartition("/")[2].startswith("._")
-        if name.startswith(folder) and name.endswith(suffix) and not rubbish:
+        if name.startswith(folder) and name.endswith(suffix):
             yield Member(archive.path, name)

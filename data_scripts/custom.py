@@ -13,26 +13,36 @@ from data_scripts.labels import IGNORE, LabelRule, default_colors
 
 @dataclass(frozen=True)
 class Custom:
-    """The keys of data.custom; the first four belong to both datasets.
+    """The keys of data.custom.
 
+    name: what the dataset is called in results; None: folder or hub.
     classes: names, in the order of train ids.
-    colors: one [r, g, b] a class, for pictures; None: evenly spread hues.
+    colors: one [r, g, b] a class, for pictures; None: those of label_mapping where it names colours, else spread hues.
     ignore_id: the stored label value that is not trained on; None: there is none.
-    label_mapping: stored label value, or "r,g,b" where labels are colours, to train id or 255 (ignore); None: stored
-        values are train ids.
+    label_mapping: stored label value, or "r,g,b" or [r, g, b] where labels are colours, to train id or 255 (ignore);
+        None: stored values are train ids.
+    allow_absent: classes that may have no pixel in the training split.
+    val_share: share of the training pairs, drawn by split_seed, that validates where no other pairs do; None: none.
     folder: *_images and *_labels are folders in data.root, or inside an archive there ("my.zip/images/train"); an
         image and a label belong together when their paths agree after their suffixes ("": any ending) are cut off.
+        *_list is a text file in data.root that names the pairs of a split, one stem or path a line; None: all.
     hub: `path` is a folder (in data.root or not) or a name on the Hub, `config` and `revision` are load_dataset's.
     """
 
+    name: str | None = None
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] | None = None
     ignore_id: int | None = IGNORE
     label_mapping: dict[int | str, int] | None = None
+    allow_absent: tuple[str, ...] = ()
+    val_share: float | None = None
+    split_seed: int = 0
     train_images: str | None = None
     train_labels: str | None = None
+    train_list: str | None = None
     val_images: str | None = None
     val_labels: str | None = None
+    val_list: str | None = None
     image_suffix: str = ""
     label_suffix: str = ""
     path: str | None = None
@@ -47,7 +57,13 @@ class Custom:
         """One 8-bit RGB colour a class."""
         if self.colors is not None:
             return tuple(tuple(color) for color in self.colors)
-        return default_colors(len(self.classes))
+        colors = list(default_colors(len(self.classes)))
+        rule = self.rule()
+        if rule.colors:
+            for raw, train_id in reversed(rule.train_ids.items()):  # of several colours of a class, the first
+                if train_id != IGNORE:
+                    colors[train_id] = (raw >> 16, raw >> 8 & 255, raw & 255)
+        return tuple(colors)
 
     def rule(self) -> LabelRule:
         """The rule of `label_mapping` and `ignore_id`."""
@@ -58,7 +74,12 @@ class Custom:
         if any(by_color) and not all(by_color):
             raise DatasetError("data.custom.label_mapping mixes numbers and colours: name all labels by one of them.")
         colors = any(by_color)
-        train_ids = {raw_value(key): train_id for key, train_id in ids.items()}
+        train_ids: dict[int, int] = {}
+        for key, train_id in ids.items():
+            raw = raw_value(key)
+            if raw in train_ids:
+                raise DatasetError(f"data.custom.label_mapping names {key!r} twice, in two ways: remove one of them.")
+            train_ids[raw] = train_id
         if self.ignore_id is not None and not colors:
             train_ids.setdefault(self.ignore_id, IGNORE)
         return LabelRule(train_ids, colors=colors)
@@ -67,7 +88,7 @@ class Custom:
 def raw_value(key: int | str) -> int:
     """A key of label_mapping as the number that a label image stores; r * 65536 + g * 256 + b for "r,g,b"."""
     try:
-        parts = [int(part) for part in str(key).split(",")]
+        parts = [int(part) for part in str(key).strip("[]() ").split(",")]
     except ValueError:
         parts = []
     if len(parts) == 1:
@@ -86,6 +107,7 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
             raise DatasetError(f"data.custom has no key {key!r}: the nearest is {nearest!r}.")
     custom = Custom(**{key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()})
     if custom.label_mapping is not None:
+        custom.rule()  # before keys that differ as numbers and strings become one
         # YAML gives numbers and a saved recipe strings, but the digest must be the same.
         custom = replace(custom, label_mapping={str(key): value for key, value in custom.label_mapping.items()})
     count = len(custom.classes)
@@ -93,6 +115,11 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
         raise DatasetError(f"data.custom.classes must hold 1 to {IGNORE - 1} different names: list them by train id.")
     if custom.colors is not None and not all(is_color(color) for color in custom.colors):
         raise DatasetError("data.custom.colors must hold colours [r, g, b] in 0..255: correct it or leave it out.")
+    for raw, train_id in custom.rule().train_ids.items():
+        if not (0 <= train_id < count or train_id == IGNORE):
+            raise DatasetError(
+                f"data.custom.label_mapping sends {raw} to {train_id}: send it to 0..{count - 1} or {IGNORE} (ignore)."
+            )
     if len(custom.palette()) != count:
         raise DatasetError(
             f"data.custom.colors has {len(custom.palette())} colours for {count} classes: name one each."
@@ -102,11 +129,11 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
             f"data.custom.ignore_id {custom.ignore_id} is the train id of {custom.classes[custom.ignore_id]!r}: "
             "take a number beyond the classes, or map labels with data.custom.label_mapping."
         )
-    for raw, train_id in custom.rule().train_ids.items():
-        if not (0 <= train_id < count or train_id == IGNORE):
-            raise DatasetError(
-                f"data.custom.label_mapping sends {raw} to {train_id}: send it to 0..{count - 1} or {IGNORE} (ignore)."
-            )
+    for name in custom.allow_absent:
+        if name not in custom.classes:
+            raise DatasetError(f"data.custom.allow_absent names {name!r}, which is no class: take it from classes.")
+    if custom.val_share is not None and not 0 < custom.val_share < 1:
+        raise DatasetError(f"data.custom.val_share must be between 0 and 1, not {custom.val_share}.")
     return custom
 
 

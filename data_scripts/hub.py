@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 
 from data_scripts.archives import MissingArchive
-from data_scripts.builder import Pair, SegmentationBuilder
+from data_scripts.builder import Pair
 from data_scripts.custom import Custom, parse_custom
 from data_scripts.errors import DatasetError
 from data_scripts.listing import Listing, Source
+from data_scripts.own import OwnBuilder, share_out
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class HubListing(Listing):
     rows: dict[str, datasets.Dataset] = field(default_factory=dict)
 
 
-class Builder(SegmentationBuilder):
+class Builder(OwnBuilder):
     """The splits that data.custom names."""
 
     @classmethod
@@ -30,8 +33,14 @@ class Builder(SegmentationBuilder):
         custom = parse_custom(source.custom)
         if custom.path is None:
             raise DatasetError("data.custom.path names no dataset: give its name on the Hub or its folder.")
+        splits = {"train": custom.train_split, "validation": None if custom.val_share else custom.val_split}
+        if custom.train_split is not None and splits["validation"] == custom.train_split:
+            raise DatasetError(
+                f"data.custom.train_split and val_split are both {custom.train_split!r}, so the score would say "
+                "nothing: name two splits, or set data.custom.val_share."
+            )
         rows, records = {}, []
-        for split, theirs in (("train", custom.train_split), ("validation", custom.val_split)):
+        for split, theirs in splits.items():
             if theirs is not None:
                 loaded = load_split(source.root, custom, theirs)
                 # The library's fingerprint depends on the path, as a file's time does.
@@ -40,7 +49,7 @@ class Builder(SegmentationBuilder):
                 rows[split] = undecoded(loaded, custom)
         if not rows:
             raise DatasetError("data.custom names no split: set train_split or val_split.")
-        samples = {split: [(split, row) for row in range(len(part))] for split, part in rows.items()}
+        samples = share_out({split: [(split, row) for row in range(len(part))] for split, part in rows.items()}, custom)
         return HubListing(
             samples, records, custom.classes, custom.palette(), custom.rule(), asdict(custom), {}, rows=rows
         )
@@ -49,48 +58,106 @@ class Builder(SegmentationBuilder):
         for split, row in samples:
             cells = self.listing.rows[split][row]
             names = [f"row {row} of {split}, column {column}" for column in ("image", "annotation")]
-            yield Pair(names[0], stored_bytes(cells["image"]), names[1], stored_bytes(cells["annotation"]))
+            yield Pair(names[0], stored_bytes(cells["image"]), names[1], stored_labels(cells["annotation"]))
 
 
 def load_split(root: str, custom: Custom, split: str) -> datasets.Dataset:
     """A split as `save_to_disk` left it, or as `load_dataset` finds it; MissingArchive where neither does."""
-    local = Path(root) / custom.path
-    path = str(local) if local.exists() else custom.path
+    local = Path(root) / str(custom.path)
+    path = str(local) if local.exists() else str(custom.path)
     try:
         if (Path(path) / "dataset_dict.json").exists():
-            return datasets.load_from_disk(path)[split]
+            return pick(datasets.load_from_disk(path), custom, split)
         if (Path(path) / "state.json").exists():
-            return datasets.load_from_disk(path)
+            return pick({single_split(path): datasets.load_from_disk(path)}, custom, split)
+        names = datasets.get_dataset_split_names(path, custom.config, revision=custom.revision)
+        if split.partition("[")[0] not in names:
+            return pick(dict.fromkeys(names), custom, split)
         return datasets.load_dataset(path, custom.config, split=split, revision=custom.revision)
+    except DatasetError:
+        raise
     except (KeyError, ValueError) as error:
         raise DatasetError(
             f"{custom.path} has no split {split!r} to read ({one_line(error)}): correct data.custom."
         ) from error
     except Exception as error:  # the Hub's client raises errors of many libraries
         raise MissingArchive(
-            f"The dataset {custom.path} is neither a folder in {root} nor can it be had from the Hub "
+            f"The dataset {custom.path} is neither a folder in {root} nor can it be read from the Hub "
             f"({one_line(error)}): correct data.custom.path or check the connection."
         ) from error
+
+
+def pick(splits: dict[str, Any], custom: Custom, split: str) -> datasets.Dataset:
+    """The split of that name; DatasetError lists those that there are."""
+    if split not in splits:
+        names = ", ".join(map(repr, splits))
+        raise DatasetError(
+            f"{custom.path} has no split {split!r} but {names}: set data.custom.train_split and val_split (or null), "
+            "or data.custom.val_share to draw a validation split."
+        )
+    return splits[split]
+
+
+def single_split(path: str) -> str:
+    """The name of the one split that `save_to_disk` wrote to a folder: from its info, or the folder's name."""
+    info = datasets.load_from_disk(path)
+    return str(info.split or (Path(path).name if (Path(path).parent / "dataset_dict.json").exists() else "train"))
 
 
 def undecoded(rows: datasets.Dataset, custom: Custom) -> datasets.Dataset:
     """The two columns under our names, as stored; DatasetError where one is missing or holds no images."""
     columns = {"image": custom.image_column, "annotation": custom.label_column}
-    for column in columns.values():
-        if not isinstance(rows.features.get(column), datasets.Image):
+    for ours, column in columns.items():
+        if column not in rows.column_names:
             raise DatasetError(
-                f"{custom.path} has no image column {column!r} but {', '.join(rows.column_names)}: "
-                "set data.custom.image_column and label_column to columns of the type Image."
+                f"{custom.path} has no column {column!r} but {', '.join(rows.column_names)}: set "
+                "data.custom.image_column and label_column."
             )
-    ours = rows.select_columns(list(columns.values())).rename_columns({theirs: us for us, theirs in columns.items()})
+        feature = rows.features[column]
+        if not holds_images(feature) and not (ours == "annotation" and holds_arrays(feature)):
+            raise DatasetError(
+                f"{custom.path} has no image column {column!r}, which is of the type {feature}: "
+                "set data.custom.image_column and label_column to columns of images."
+            )
+    own = rows.select_columns(list(columns.values())).rename_columns({theirs: us for us, theirs in columns.items()})
     for column in columns:
-        ours = ours.cast_column(column, datasets.Image(decode=False))
-    return ours
+        if isinstance(own.features[column], datasets.Image):
+            own = own.cast_column(column, datasets.Image(decode=False))
+    return own
 
 
-def stored_bytes(cell: dict) -> bytes:
-    """The bytes of an undecoded image cell, which may only hold a path."""
-    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+def holds_images(feature: Any) -> bool:
+    """Whether a column holds images: decoded ones, structs of bytes and path, plain bytes, or paths."""
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= set(feature)
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (
+        "binary",
+        "large_binary",
+        "string",
+    )
+
+
+def holds_arrays(feature: Any) -> bool:
+    """Whether a column holds label maps as arrays of integers."""
+    dtype = str(getattr(feature, "dtype", ""))
+    return isinstance(feature, datasets.Array2D) and dtype.startswith(("int", "uint", "bool"))
+
+
+def stored_bytes(cell: Any) -> bytes | None:
+    """The bytes of an undecoded image cell, which may only hold a path; None for an empty one."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    if cell is None or isinstance(cell, bytes):
+        return cell
+    try:
+        return Path(cell).read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{cell} cannot be read ({error.strerror}): restore the file the dataset names.") from error
+
+
+def stored_labels(cell: Any) -> bytes | np.ndarray | None:
+    """The bytes of an undecoded label cell, or its array; None for an empty one."""
+    return np.asarray(cell, dtype=np.int64) if isinstance(cell, list) else stored_bytes(cell)
 
 
 def one_line(error: BaseException) -> str:

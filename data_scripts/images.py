@@ -6,40 +6,115 @@ import io
 import struct
 import warnings
 import zlib
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+import xxhash
+from PIL import ExifTags, Image, ImageOps
 
 from data_scripts.errors import DatasetError
 
-IMAGE_FORMATS = ("JPEG", "PNG")
+# A photo's; MPO is a JPEG of a phone or drone with more pictures behind the first.
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "GIF")
 LABEL_FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless: a JPEG's labels are not the ones that were drawn
-IMAGE_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits a channel, or fewer
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
+PHOTOMETRIC, BITS, ORIENTATION, SAMPLE_FORMAT = 262, 258, 274, 339  # TIFF tags
+KINDS = {  # the first bytes of what is saved under an image's name
+    b"version https://git-lfs": "a Git LFS pointer and not the file: run 'git lfs pull'",
+    b"<": "a web page or XML file: download the image again",
+    b"Rar!": "a RAR archive: unpack it",
+    b"PK\3\4": "a zip archive: unpack it, or name it in data.custom",
+    b"\x1f\x8b": "a gzip file: unpack it",
+    b"%PDF": "a PDF: export its images",
+    b"\x93NUMPY": "a NumPy array: save it as PNG",
+    b"\x89HDF": "an HDF5 file: save its images as PNG",
+}
+
+
+class ImageInfo(NamedTuple):
+    """Height and width in pixels as they are stored, and whether EXIF asks for a turn."""
+
+    height: int
+    width: int
+    turned: bool
 
 
 def decode(data: bytes, where: object, formats: tuple[str, ...]) -> Image.Image:
-    """The image in `data`, decoded, without EXIF rotation; DatasetError names `where` if it is broken or a bomb."""
+    """The image in `data`, decoded, as it is stored; DatasetError names `where` and says what the file is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=formats)
+            image = Image.open(io.BytesIO(data))
+            if image.format not in formats:
+                raise DatasetError(
+                    f"{where} is a {image.format} file, not {' or '.join(formats)}: "
+                    + (
+                        "labels have to be lossless, so save it as PNG."
+                        if formats == LABEL_FORMATS
+                        else "save it as PNG."
+                    )
+                )
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise DatasetError(f"{where} holds {image.n_frames} pictures: save the one that is meant, as PNG.")
+            check_chunks(data, where)
+            if formats == LABEL_FORMATS:
+                check_label_tags(image, where)  # before it is loaded, which turns it and removes the tag
             image.load()
+    except DatasetError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DatasetError(
-            f"{where} has more than {Image.MAX_IMAGE_PIXELS} pixels, which no dataset image has: remove it."
+            f"{where} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which take 3 bytes of memory each: cut it into "
+            "tiles, such as by 'gdal_retile.py -ps 4096 4096 -targetDir tiles large.tif'."
         ) from error
     except Exception as error:  # PIL's plugins raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        raise DatasetError(
-            f"{where} is no readable {' or '.join(formats)} image: replace it or download its archive again."
-        ) from error
+        raise DatasetError(f"{where} {describe_damage(data, error, formats)}") from error
     return image
 
 
-def check_image(data: bytes, where: object) -> tuple[int, int]:
-    """(height, width) of a training image in pixels, after decoding it once; DatasetError if it is not readable."""
+def describe_damage(data: bytes, error: Exception, formats: tuple[str, ...]) -> str:
+    """What a file that cannot be decoded is, and what to do."""
+    if not data:
+        return "is empty: replace it or download it again."
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "is a HEIC photo, which is not read: save it as JPEG or PNG."
+    for start, kind in KINDS.items():
+        if data.lstrip()[: len(start)] == start:
+            return f"is {kind}."
+    reason = str(error).partition("<")[0].strip(" .:") or type(error).__name__
+    return f"is no readable {' or '.join(formats[:3])} image ({reason}): replace it or download its archive again."
+
+
+def check_chunks(data: bytes, where: object) -> None:
+    """Verify the sums of a PNG's chunks, which PIL does not, and without which a decoder may crash."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return
+    at = 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 8 + length
+        if data[end : end + 4] != struct.pack(">I", zlib.crc32(data[at + 4 : end])):
+            kind = data[at + 4 : at + 8].decode("latin-1")
+            raise DatasetError(f"{where} is damaged (the sum of its {kind!r} chunk differs): download it again.")
+        at = end + 4 if data[at + 4 : at + 8] != b"IEND" else len(data)
+
+
+def check_image(data: bytes, where: object) -> ImageInfo:
+    """What a training image is, after decoding it once; DatasetError if it is not readable."""
     image = decode(data, where, IMAGE_FORMATS)
     if image.mode not in IMAGE_MODES:
-        raise DatasetError(f"{where} has pixels of mode {image.mode}: convert it to 8 bits a channel.")
+        raise DatasetError(
+            f"{where} has pixels of mode {image.mode}, more than 8 bits a channel, whose range is not known: convert "
+            "it to 8 bits a channel."
+        )
+    turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    return ImageInfo(image.height, image.width, turned)
+
+
+def turned_size(data: bytes) -> tuple[int, int]:
+    """Height and width of an image when it is turned as its EXIF says."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     return image.height, image.width
 
 
@@ -50,6 +125,12 @@ def decode_labels(data: bytes, where: object, colors: bool = False) -> np.ndarra
     """
     image = decode(data, where, LABEL_FORMATS)
     if colors:
+        deep_png = image.format == "PNG" and data[24] == 16  # PIL drops the low byte of a channel
+        if image.mode.startswith(("I", "F")) or deep_png:
+            raise DatasetError(
+                f"{where} has 16 bits or more a channel, but data.custom.label_mapping names 8-bit colours: save it "
+                "with 8 bits a channel, or map its numbers."
+            )
         red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
         return red << 16 | green << 8 | blue
     if image.mode == "1":
@@ -64,11 +145,34 @@ def decode_labels(data: bytes, where: object, colors: bool = False) -> np.ndarra
     return np.asarray(image) // gray_step(image, data)
 
 
+def check_label_tags(image: Image.Image, where: object) -> None:
+    """Refuse label maps of which PIL would not give the stored values; DatasetError says why."""
+    if image.format != "TIFF":
+        return
+    tags = image.tag_v2
+    bits = tags.get(BITS, (8,))
+    for refused, reason in (
+        (tags.get(PHOTOMETRIC) == 0, "is stored inverted (WhiteIsZero)"),
+        (tags.get(ORIENTATION, 1) != 1, "has an orientation, by which readers turn it"),
+        (
+            image.info.get("compression") in LOSSY_TIFF,
+            "is compressed with loss, so that its labels are not those drawn",
+        ),
+        (bits[0] in (2, 4) and image.mode == "L", f"has {bits[0]} bits a pixel, which readers spread"),
+        (
+            bits[0] == 8 and 2 in np.atleast_1d(tags.get(SAMPLE_FORMAT, 1)),
+            "has signed 8-bit values, which readers misread",
+        ),
+    ):
+        if refused:
+            raise DatasetError(f"{where} {reason}: save it as an 8-bit gray or palette PNG.")
+
+
 def gray_step(image: Image.Image, data: bytes) -> int:
     """The distance of two gray levels that PIL spread to 0..255: PNG knows gray of 2 and 4 bits; 1 otherwise."""
     if image.format != "PNG" or image.mode != "L":
         return 1
-    bits = data[24]  # of the IHDR chunk, which stands first in every PNG
+    bits = data[24]  # of the IHDR chunk, which is the first in every PNG
     return 255 // (2**bits - 1) if bits in (2, 4) else 1
 
 
@@ -94,6 +198,21 @@ def encode_label_map(labels: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, gray, not interlaced
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes())) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def checksum(image: bytes, annotation: bytes) -> str:
+    """A sum of a row's stored bytes (XXH3, 64 bits, in hexadecimal), by which damage is found before decoding."""
+    digest = xxhash.xxh3_64(image)
+    digest.update(annotation)
+    return digest.hexdigest()
+
+
+def content_sum(name: str, image: bytes, labels: np.ndarray) -> int:
+    """A number of 128 bits (XXH3) from a sample's name, pixels and labels, the same on every machine."""
+    digest = xxhash.xxh3_128(f"{name}\0{labels.shape}\0".encode(errors="surrogateescape"))
+    digest.update(image)
+    digest.update(np.ascontiguousarray(labels).tobytes())
+    return digest.intdigest()
 
 
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:

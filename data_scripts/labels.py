@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-
-from data_scripts.errors import DatasetError
 
 IGNORE = 255
 
@@ -17,6 +16,14 @@ def default_colors(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     """An 8-bit RGB colour for each class: hues a golden ratio apart, of changing brightness."""
     hsv = [(c * 0.618034 % 1, (0.8, 0.5)[c // 3 % 2], (0.92, 0.65, 0.43)[c % 3]) for c in range(num_classes)]
     return tuple(tuple(round(255 * channel) for channel in hsv_to_rgb(*color)) for color in hsv)
+
+
+class Mapped(NamedTuple):
+    """(H, W) uint8 train ids, the raw values that occur, and the pixels of each that is not named (255 in `labels`)."""
+
+    labels: np.ndarray
+    values: np.ndarray
+    unknown: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -30,24 +37,21 @@ class LabelRule:
     others: int | None = None
     colors: bool = False
 
-    def __call__(self, raw: np.ndarray, where: object) -> tuple[np.ndarray, bool]:
-        """((H, W) uint8 train ids, whether the raw map has one single value); DatasetError at a value out of range."""
+    def __call__(self, raw: np.ndarray) -> Mapped:
+        """Train ids of a raw label map (H, W) of integers."""
         if raw.dtype == np.uint8:
-            values, inverse = np.flatnonzero(np.bincount(raw.reshape(-1), minlength=256)), None
+            counts = np.bincount(raw.reshape(-1), minlength=256)
+            values, inverse = np.flatnonzero(counts), None
+            counts = counts[values]
         else:
-            values, inverse = np.unique(raw, return_inverse=True)
-        ids = np.array([self._train_id(int(value), where) for value in values], dtype=np.uint8)
+            values, inverse, counts = np.unique(raw, return_inverse=True, return_counts=True)
+        found = [self.train_ids.get(int(value), self.others) for value in values]
+        unknown = {int(v): int(n) for v, n, train_id in zip(values, counts, found, strict=True) if train_id is None}
+        ids = np.array([IGNORE if train_id is None else train_id for train_id in found], dtype=np.uint8)
         if inverse is not None:
-            return ids[inverse].reshape(raw.shape), len(values) == 1
-        table = np.full(256, IGNORE, dtype=np.uint8)
-        table[values] = ids
-        return table[raw], len(values) == 1
-
-    def _train_id(self, value: int, where: object) -> int:
-        train_id = self.train_ids.get(value, self.others)
-        if train_id is None:
-            shown = f"colour {value >> 16},{value >> 8 & 255},{value & 255}" if self.colors else f"value {value}"
-            raise DatasetError(
-                f"{where} holds the label {shown}, which is outside the range of classes: correct the label."
-            )
-        return train_id
+            labels = ids[inverse].reshape(raw.shape)
+        else:
+            table = np.full(256, IGNORE, dtype=np.uint8)
+            table[values] = ids
+            labels = table[raw]
+        return Mapped(labels, values, unknown)

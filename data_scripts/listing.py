@@ -63,27 +63,25 @@ class Listing:
     colors: tuple[tuple[int, int, int], ...]
     rule: LabelRule
     options: dict[str, Any] = field(default_factory=dict)  # what else shapes the result: seeds, custom keys
-    left_out: dict[str, Any] = field(default_factory=dict)  # what allow_partial left out, for the report
+    left_out: dict[str, Any] = field(default_factory=dict)  # files that are no samples, for the report
+    problems: dict[str, Any] | None = None  # what was wrong with the names, see `Problems.to_json`
 
-    def digest(self, version: str, with_times: bool) -> str:
-        """Hex digest of the archives' names, sizes and indexes, the options and the builder's version.
-
-        With the archives' times it names a cache; without, it is the same on every machine with the same archives.
-        """
-        archives = [record if with_times else {**record, "time": None} for record in self.archives]
-        text = json.dumps([version, archives, self.options, self.left_out], sort_keys=True, default=str)
+    def digest(self, version: str) -> str:
+        """Hex digest that names a cache: of archives' names, sizes, times and indexes, the options and `version`."""
+        text = json.dumps(
+            [version, self.archives, self.options, self.left_out, self.problems], sort_keys=True, default=str
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def archive_record(archive: Archive) -> dict[str, Any]:
-    """Name, size, time and index digest of an opened archive."""
+    """Name, size, time of the last change and index digest of an opened archive."""
     status = os.stat(archive.path)
-    name = os.path.basename(archive.path)
-    size = status.st_size if os.path.isfile(archive.path) else len(archive.entries)
+    name, digest = os.path.basename(archive.path), archive.digest()
     if os.path.isfile(archive.path):
-        return {"name": name, "size": size, "time": status.st_mtime_ns, "index": archive.digest()}
-    # The stamps of a folder's files are their times.
-    return {"name": name, "size": size, "time": archive.digest(), "index": archive.digest(stamps=False)}
+        time = max(status.st_mtime_ns, status.st_ctime_ns)  # a copy may set the first back
+        return {"name": name, "size": status.st_size, "time": time, "index": digest}
+    return {"name": name, "size": len(archive.entries), "index": digest}  # with the files' times
 
 
 def keyed(members: Iterable[Member], key: Callable[[str], str]) -> dict[str, Member]:
@@ -116,8 +114,13 @@ def pair(
             f"{member} has no {partner}, as {len(unpaired):,} in all: get the whole dataset again, "
             "or set data.allow_partial to leave them out."
         )
+    return list(natural_pairs(images, annotations).values()), len(unpaired)
+
+
+def natural_pairs(images: Mapping[str, Member], annotations: Mapping[str, Member]) -> dict[str, Sample]:
+    """The pairs that share a key, by that key, in natural order of the images."""
     shared = sorted((key for key in images if key in annotations), key=lambda key: natural_order(images[key]))
-    return [Sample(images[key], annotations[key]) for key in shared], len(unpaired)
+    return {key: Sample(images[key], annotations[key]) for key in shared}
 
 
 def check_counts(samples: Mapping[str, Sequence], counts: Mapping[str, int], archives: str, partial: bool) -> None:

@@ -15,7 +15,7 @@ from benchmark.data.transforms import decode_image, training_sample
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Augment
 from benchmark.training.loop import train
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
 CROP = (64, 64)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser
-from benchmark.reporting.tables import format_table
+from data_scripts.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("recipes") / "encoders"

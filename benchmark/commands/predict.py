@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser
-from benchmark.reporting.tables import format_table
+from data_scripts.tables import format_table
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -127,7 +127,7 @@ def predict(
 
 
 def open_image(file: Path):
-    """The image of a file in RGB, turned as its EXIF says.
+    """The image of a file, turned as its EXIF says.
 
     Raises:
         OSError, ValueError, SyntaxError: or whatever else PIL has for a file that is none.
@@ -137,17 +137,16 @@ def open_image(file: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # up to twice the size at which PIL warns of a bomb, an image is read
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image)
 
 
 def _readable(files: dict[str, Path], crop_size: Sequence[int], unreadable: dict[str, str], bar) -> Iterator:
     """Each image that can be read, by its name and its size (height, width), resized to cover the crop."""
-    from benchmark.models.image_processing import to_tensor
-    from benchmark.models.windows import resize_to_cover
+    from benchmark.models.windows import resize_to_cover, rgb_tensor
 
     for name, file in files.items():
         try:
-            pixels = to_tensor(open_image(file))
+            pixels = rgb_tensor(open_image(file))
             yield (name, tuple(pixels.shape[1:])), resize_to_cover(pixels, crop_size)
         except Exception as error:  # PIL's plugins raise whatever they like
             unreadable[name] = str(error).rstrip(".") or type(error).__name__
@@ -162,7 +161,7 @@ def _write_pictures(output: Path, name: str, file: Path, labels, classes: Sequen
         path.parent.mkdir(parents=True, exist_ok=True)
     label_image(labels, colors).save(label_file)
     # Read once more, so that the images of a batch need not all be kept.
-    overlay(open_image(file), labels, classes, colors).save(overlay_file, quality=92)
+    overlay(open_image(file).convert("RGB"), labels, classes, colors).save(overlay_file, quality=92)
 
 
 def _write_table(file: Path, classes: Sequence[str], shares: dict[str, list[float]]) -> None:

@@ -13,8 +13,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_recipe()
     _, recipe = parser.parse_recipe(arguments)
 
-    from benchmark.reporting.datasets import format_report
     from benchmark.training.build import prepare_dataset
+    from data_scripts.report import format_report
 
     for name in dict.fromkeys([recipe.data.train, *recipe.data.val]):
         dataset = prepare_dataset(recipe, name)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser, load_recipe
 from benchmark.recipe.schema import Recipe
-from benchmark.reporting.tables import format_table
+from data_scripts.tables import format_table
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from benchmark.models.mask2former_loss import Mask2FormerPredictions, mask2former_loss
-from benchmark.reporting.tables import format_table
+from data_scripts.tables import format_table
 
 BATCH_SIZE, NUM_LAYERS, NUM_QUERIES, NUM_LABELS, HIDDEN_SIZE = 16, 10, 100, 150, 256
 GRID_SIZE, CROP_SIZE, CLASSES_PER_IMAGE = (32, 32), 512, 9

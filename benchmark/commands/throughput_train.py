@@ -23,7 +23,7 @@ from benchmark.training.build import build_step, model_config
 from benchmark.training.launch import start_processes
 from benchmark.training.memory import plan_steps
 from benchmark.training.step import Step
-from data_scripts.prepare import class_names
+from data_scripts.preparation import class_names
 
 WARM_UP_STEPS = 3  # for compilation, the optimizer's state and the allocator
 CLASSES_PER_IMAGE = 9  # about what a crop of ADE20K holds; the Mask2Former loss grows with it

@@ -5,6 +5,7 @@ Each training sample is a pure function of (seed, position): not of workers, pro
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -18,6 +19,7 @@ from benchmark.errors import ProcessError
 from benchmark.models.errors import ModelError
 from benchmark.models.windows import resize_to_cover
 from benchmark.recipe.schema import Augment
+from data_scripts.images import checksum
 
 
 class SampleError(ProcessError):
@@ -37,6 +39,7 @@ class TrainingSamples(Dataset):
         index = sample_index(position, len(self.split), self.seed)
         row = self.split[index]
         try:
+            verify(row)
             return training_sample(
                 row["image"]["bytes"],
                 row["annotation"]["bytes"],
@@ -45,8 +48,8 @@ class TrainingSamples(Dataset):
                 position=position,
                 augment=self.augment,
             )
-        except DecodeError:
-            return _broken(row, index)
+        except DecodeError as error:
+            return _broken(self.split, row, index, error)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,11 @@ class EvaluationSamples(Dataset):
         index = range(self.rank, len(self.split), self.world_size)[item]
         row = self.split[index]
         try:
+            verify(row)
             image, labels = decode_image(row["image"]["bytes"]), decode_annotation(row["annotation"]["bytes"])
             image = resize_to_cover(image, self.crop_size)
-        except DecodeError:
-            return _broken(row, index)
+        except DecodeError as error:
+            return _broken(self.split, row, index, error)
         except ModelError as error:
             return SampleError(f"{sample_name(row, index)}: {error}")
         return {"index": index, "pixel_values": image, "labels": labels}
@@ -149,8 +153,15 @@ def sample_name(row: dict, index: int) -> str:
     return row["image"]["path"] or f"row {index}"
 
 
-def _broken(row: dict, index: int) -> SampleError:
+def verify(row: dict) -> None:
+    """Raise DecodeError where a row's bytes are not those that were prepared: damaged ones may crash a decoder."""
+    if "checksum" in row and row["checksum"] != checksum(row["image"]["bytes"], row["annotation"]["bytes"]):
+        raise DecodeError("its checksum differs")
+
+
+def _broken(split: datasets.Dataset, row: dict, index: int, error: DecodeError) -> SampleError:
+    files = getattr(split, "cache_files", None) or [{"filename": "the prepared dataset"}]
     return SampleError(
-        f"The image or annotation of {sample_name(row, index)} cannot be decoded: "
-        "delete the prepared dataset and prepare it again from a sound archive."
+        f"The image or annotation of {sample_name(row, index)}, row {index} of {Path(files[0]['filename']).parent}, "
+        f"cannot be decoded ({error}): remove that folder and run the same command again."
     )

@@ -14,7 +14,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from benchmark.models.windows import IGNORE_INDEX
+from benchmark.models.windows import IGNORE_INDEX, rgb_tensor
 from benchmark.recipe.schema import Augment
 from data_scripts.images import nearest_source
 
@@ -163,6 +163,6 @@ def _decode(encoded: bytes, mode: str) -> torch.Tensor:
             pixels = torchvision.io.decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
             if pixels.dtype == torch.uint8 and len(pixels) == len(mode):
                 return pixels
-        return F.pil_to_tensor(image.convert(mode))
+        return rgb_tensor(image) if mode == "RGB" else F.pil_to_tensor(image)
     except Exception as error:  # whatever the decoder raises, and decoders raise much
         raise DecodeError(str(error)) from error

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration import SegmentationConfig
 from .modeling import semantic_logits
-from .windows import cover_size, label_map, normalize, resize_to_cover, split_windows, window_origins
+from .windows import cover_size, label_map, normalize, resize_to_cover, rgb_tensor, split_windows, window_origins
 
 
 class SegmentationImageProcessor(BaseImageProcessor):
@@ -42,7 +40,9 @@ class SegmentationImageProcessor(BaseImageProcessor):
         What EXIF says of an image's rotation is not looked at; a pipeline turns the image before it comes here.
         """
         images = images if isinstance(images, (list, tuple)) else [images]
-        windows = [split_windows(resize_to_cover(to_tensor(image), self.crop_size), self.crop_size) for image in images]
+        windows = [
+            split_windows(resize_to_cover(rgb_tensor(image), self.crop_size), self.crop_size) for image in images
+        ]
         pixel_values = normalize(torch.cat(windows), self.image_mean, self.image_std)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
@@ -61,12 +61,6 @@ class SegmentationImageProcessor(BaseImageProcessor):
 def processor(config: SegmentationConfig) -> SegmentationImageProcessor:
     """The image processor of a model of this configuration."""
     return SegmentationImageProcessor(config.crop_size, config.image_mean, config.image_std)
-
-
-def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
-    """A PIL image of any mode, or a uint8 array (H, W), (H, W, 3) or (H, W, 4), as a uint8 RGB tensor (3, H, W)."""
-    image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 SegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")

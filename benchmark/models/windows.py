@@ -8,15 +8,41 @@ The rules are those of Kerssies et al., "How to Benchmark Vision Foundation Mode
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .errors import ModelError
 
+IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of PIL: 8 bits a channel, or fewer
 IGNORE_INDEX = 255  # in label maps: no label
 MAX_WINDOWS = 64  # of one image; their logits for 150 classes at 512x512 take 10 GB
 STRIP_ELEMENTS = 2**23  # logits that are upsampled at once
+
+
+def rgb_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """A PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4), as a uint8 RGB tensor (3, H, W) of its pixels.
+
+    The one way from an image to pixels, for training, evaluation, prediction and the image processor alike.
+
+    Raises:
+        ModelError: it has more than 8 bits a channel. Their range is not known, and cutting it would change the image.
+    """
+    if not isinstance(image, Image.Image):
+        array = np.asarray(image)
+        if array.dtype != np.uint8:
+            raise ModelError(
+                f"An image of {array.dtype} values has no known range: scale it to 0..255 and convert it to uint8."
+            )
+        image = Image.fromarray(array)
+    if image.mode not in IMAGE_MODES:
+        raise ModelError(
+            f"An image of mode {image.mode} has more than 8 bits a channel, whose range is not known: convert it to 8 "
+            "bits a channel."
+        )
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def cover_size(size: Sequence[int], crop_size: Sequence[int]) -> tuple[int, int]:

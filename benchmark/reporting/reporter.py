@@ -18,7 +18,7 @@ from benchmark.reporting.pictures import confusion_picture, panel, png, stack_pa
 from benchmark.reporting.results import build_results, write_confusions, write_results
 from benchmark.reporting.run_folder import CONFUSION, MODEL, RESULTS, RunFolder
 from benchmark.reporting.tracking import Tracking
-from data_scripts.prepare import PreparedDataset
+from data_scripts.preparation import PreparedDataset
 
 
 class Progress(Protocol):

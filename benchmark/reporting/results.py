@@ -17,8 +17,8 @@ from accelerate import Accelerator
 
 from benchmark.evaluation.loop import Evaluation
 from benchmark.reporting.run_folder import file_bytes, write_atomically
-from benchmark.reporting.tables import format_table
-from data_scripts.prepare import PreparedDataset
+from data_scripts.preparation import PreparedDataset
+from data_scripts.tables import format_table
 
 PACKAGE = "vfm-segmentation-benchmark"
 VERSIONS = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy", "pillow")

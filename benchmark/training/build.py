@@ -25,7 +25,7 @@ from benchmark.training.launch import num_cores
 from benchmark.training.memory import plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from benchmark.training.step import Step
-from data_scripts.prepare import PreparedDataset, class_names, prepare
+from data_scripts.preparation import PreparedDataset, class_names, prepare
 
 
 def prepare_datasets(

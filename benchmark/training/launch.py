@@ -23,9 +23,9 @@ from accelerate.utils import (
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.recipe.schema import Recipe
-from benchmark.reporting.tables import format_table
 from benchmark.reporting.tracking import check_trackers
 from benchmark.training.memory import plan_without_trial
+from data_scripts.tables import format_table
 
 Result = TypeVar("Result")
 # Collectives on the device wait longer than the agreement of `preemption`, because they end the process silently.

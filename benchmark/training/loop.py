@@ -26,7 +26,7 @@ from benchmark.training.losses import Losses
 from benchmark.training.memory import explain_out_of_memory, plan_steps
 from benchmark.training.preemption import Preempted, Preemption
 from benchmark.training.step import Step, is_due
-from data_scripts.prepare import PreparedDataset
+from data_scripts.preparation import PreparedDataset
 
 PANELS = 4  # validation images that are drawn at each evaluation
 

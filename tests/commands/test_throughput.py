@@ -10,7 +10,7 @@ from benchmark.data.loaders import training_loader
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.recipe.parser import load_recipe
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 
 
 def run(tiny: list[str], capsys, part: str, *flags: str) -> dict:

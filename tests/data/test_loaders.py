@@ -207,7 +207,7 @@ def test_a_broken_image_is_one_sentence_that_names_it(tmp_path, num_workers):
     for load in (lambda: training_batches(split, num_workers=num_workers), lambda: list(evaluation)):
         with pytest.raises(UserError) as error:
             load()
-        assert str(error.value).startswith("The image or annotation of 3.png cannot be decoded")
+        assert str(error.value).startswith(f"The image or annotation of 3.png, row 3 of {tmp_path / 'split'}, cannot")
         assert "\n" not in str(error.value)
 
 
@@ -232,3 +232,21 @@ def test_memory_of_a_worker_stays_flat_over_10_000_samples(tmp_path):
     after = resident_mib(worker), resident_mib(os.getpid())
     assert after[0] - before[0] < 16, (before, after)
     assert after[1] - before[1] < 16, (before, after)
+
+
+def test_a_row_whose_bytes_changed_is_not_decoded(tmp_path):
+    """A flipped bit may crash a decoder, or give other pixels silently."""
+    from data_scripts.images import checksum
+
+    rows = make_split(tmp_path / "split").to_list()
+    for row in rows:
+        row["checksum"] = checksum(row["image"]["bytes"], row["annotation"]["bytes"])
+    data = bytearray(rows[2]["annotation"]["bytes"])
+    data[len(data) // 2] ^= 1
+    rows[2]["annotation"]["bytes"] = bytes(data)
+    for load in (lambda: training_batches(rows), lambda: list(evaluation_loader(rows, **EVALUATION))):
+        with pytest.raises(UserError, match=r"2\.png, row 2 of .* \(its checksum differs\): remove that folder"):
+            load()
+
+
+EVALUATION = {"crop_size": CROP_SIZE, "rank": 0, "world_size": 1, "num_workers": 0}

@@ -37,15 +37,16 @@ def test_a_rule_maps_every_value(dtype):
     rng = np.random.default_rng(0)
     raw = rng.integers(0, 34, (30, 40)).astype(dtype)
     rule = LabelRule({7: 0, 33: 1}, others=IGNORE)
-    labels, one_value = rule(raw, "x")
+    labels, values, unknown = rule(raw)
     expected = np.vectorize(lambda value: {7: 0, 33: 1}.get(value, IGNORE))(raw)
-    assert labels.dtype == np.uint8 and np.array_equal(labels, expected) and not one_value
-    assert rule(np.full((3, 3), 7, dtype), "x")[1]
+    assert labels.dtype == np.uint8 and np.array_equal(labels, expected) and not unknown
+    assert values.tolist() == np.unique(raw).tolist()
 
 
-def test_a_rule_without_others_refuses_what_it_does_not_name():
-    with pytest.raises(DatasetError, match=r"a\.png holds the label value 9"):
-        LabelRule({0: 0})(np.array([[0, 9]], dtype=np.uint8), "a.png")
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_a_rule_without_others_counts_what_it_does_not_name(dtype):
+    labels, _, unknown = LabelRule({0: 0})(np.array([[0, 9, 9, 4]], dtype=dtype))
+    assert unknown == {4: 1, 9: 2} and labels.tolist() == [[0, 255, 255, 255]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -71,5 +72,5 @@ def test_png_of_few_bits_keeps_its_numbers(bits, palette):
 def test_labels_in_a_jpeg_are_refused():
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, format="JPEG")
-    with pytest.raises(DatasetError, match=r"a\.jpg is no readable PNG"):
+    with pytest.raises(DatasetError, match=r"a\.jpg is a JPEG file, not PNG .*labels have to be lossless"):
         decode_labels(buffer.getvalue(), "a.jpg")

@@ -7,7 +7,7 @@ import pytest
 
 from data_scripts.cityscapes import LABEL_IDS
 from data_scripts.errors import DatasetError
-from data_scripts.prepare import class_names, prepare
+from data_scripts.preparation import class_names, prepare
 
 
 def build(name, tmp_path, **options):
@@ -150,7 +150,7 @@ def test_an_image_without_a_label_is_named_and_left_out_only_on_request(tmp_path
     ],
 )
 def test_names_and_palettes(name, count, some):
-    from data_scripts.prepare import find_builder
+    from data_scripts.preparation import find_builder
 
     builder = find_builder(name)
     assert len(builder.classes) == len(set(builder.classes)) == len(builder.colors) == count

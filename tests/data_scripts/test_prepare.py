@@ -16,15 +16,15 @@ import pytest
 from datasets.arrow_writer import ArrowWriter
 
 import data_scripts
-from benchmark.reporting.datasets import format_report
 from data_scripts.errors import DatasetError
-from data_scripts.prepare import DATASETS, prepare
+from data_scripts.preparation import DATASETS, prepare
+from data_scripts.report import format_report
 
 # A build that takes its time: it says when a sample is written, so that a test can kill it there.
 SLOW_BUILD = """
 import sys, time
 from data_scripts import builder
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 add = builder.Counts.add
 def slowly(*args):
     print("sample", flush=True)
@@ -56,9 +56,9 @@ def start_build(root, cache, pause=0.0, num_proc=None):
 
 def test_importing_is_cheap_and_building_knows_no_torch(tmp_path):
     code = f"""
-import sys, data_scripts.prepare
+import sys, data_scripts.preparation
 assert not {{"datasets", "PIL", "torch"}} & set(sys.modules)
-data_scripts.prepare.prepare("shapes", root=".", cache_dir={str(tmp_path)!r})
+data_scripts.preparation.prepare("shapes", root=".", cache_dir={str(tmp_path)!r})
 assert "torch" not in sys.modules
 """
     folder = Path(data_scripts.__file__).parents[1]
@@ -218,7 +218,8 @@ def test_the_report_says_what_became_of_the_images(tmp_path, make):
     }
     assert part["ignored_share"] == pytest.approx(1 / 3)
     text = format_report(prepared)
-    assert "train: 2 of 4 images; dropped 2" in text and "50.000%" in text
+    assert "train: 2 of 4 images" in text and "2 left out, because their labels have one single value" in text
+    assert "50.000%" in text
 
 
 def test_a_killed_build_leaves_nothing_that_the_next_one_trusts(tmp_path, make):
@@ -268,7 +269,7 @@ def test_memory_of_a_build_stays_flat_over_ten_thousand_samples(tmp_path):
     code = """
 import resource, sys
 from data_scripts import shapes
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 peaks = []
 read_pairs = shapes.Builder.read_pairs
 def watched(self, samples):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_scripts import shapes
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 
 
 @pytest.fixture(scope="module")

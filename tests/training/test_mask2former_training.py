@@ -13,7 +13,7 @@ from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize, split_windows
 from benchmark.training.loop import train
 from benchmark.training.optim import build_optimizer, set_learning_rates
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 
 MASK2FORMER = ["--model.head", "mask2former"]
 

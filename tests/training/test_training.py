@@ -25,7 +25,7 @@ from benchmark.training.build import prepare_datasets
 from benchmark.training.launch import start_processes
 from benchmark.training.loop import train
 from benchmark.training.memory import largest_micro_batch, plan_without_trial
-from data_scripts.prepare import prepare
+from data_scripts.preparation import prepare
 
 
 def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_path, capsys):

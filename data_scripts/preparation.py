@@ -32,9 +32,10 @@ class PreparedDataset:
     """A dataset on disk.
 
     splits: "train" and/or "validation"; columns `image` (verbatim bytes of the archive's member) and `annotation`
-        (8-bit PNG of train ids, 255 = ignore), both `datasets.Image(decode=False)`: {"bytes", "path"}.
+        (8-bit PNG of train ids, 255 = ignore), both `datasets.Image(decode=False)`: {"bytes", "path"}; and `checksum`
+        of both (`data_scripts.images.checksum`).
     classes, colors: official names and 8-bit RGB colours; the index is the train id.
-    fingerprint: {"counts": {split: rows}, "digest": hex digest of the archives' indexes and the builder's version}.
+    fingerprint: {"counts": {split: rows}, "digest": of the content: names, pixels, labels and classes}.
     report: per split the images, those dropped, labels resized to their image, and pixel shares; JSON-able.
     folder: where the Arrow files and report.json lie.
     """
@@ -72,7 +73,7 @@ def prepare(
             listing = builder_class.list_dataset(source)
         except MissingArchive as missing:
             return load(name, find_recorded_build(builder_class, source, cache_dir, missing))
-        builder = builder_class(listing, cache_dir=cache_dir, hash=listing.digest(builder_version(builder_class), True))
+        builder = builder_class(listing, cache_dir=cache_dir, hash=listing.digest(builder_version(builder_class)))
         builder.download_and_prepare(num_proc=num_proc)
         record_build(builder, source, cache_dir)
     except OSError as error:
@@ -106,7 +107,9 @@ def load(name: str, builder: SegmentationBuilder) -> PreparedDataset:
     try:
         report = json.loads((Path(folder) / REPORT).read_text(encoding="utf-8"))
         splits = {split: builder.as_dataset(split=split) for split in report["splits"]}
-    except (OSError, ValueError) as error:
+        for split in splits.values():
+            split.data.validate(full=True)  # offsets of damaged files would be read beyond their end
+    except Exception as error:  # pyarrow and datasets raise many on damaged files
         raise DatasetError(f"{folder} is damaged ({error}): remove it and run the same command again.") from error
     return PreparedDataset(
         name=name,
