@@ -73,7 +73,12 @@ def prepare(
             listing = builder_class.list_dataset(source)
         except MissingArchive as missing:
             return load(name, find_recorded_build(builder_class, source, cache_dir, missing))
-        builder = builder_class(listing, cache_dir=cache_dir, hash=listing.digest(builder_version(builder_class)))
+        key = listing.digest(builder_version(builder_class))
+        try:
+            builder = builder_class(listing, cache_dir=cache_dir, hash=key)
+        except (ValueError, TypeError, KeyError) as error:  # from a damaged dataset_info.json
+            place = Path(cache_dir or "the datasets cache") / name
+            raise DatasetError(f"The folder of {key} in {place} is damaged ({error}): remove it.") from error
         builder.download_and_prepare(num_proc=num_proc)
         record_build(builder, source, cache_dir)
     except OSError as error:

@@ -3,7 +3,6 @@
 Score a trained model on the validation datasets of the recipe it was trained by, or on those that --data.val names.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,10 +61,9 @@ def check_recipe(asked: Recipe, folder: Path, trained: Path | None) -> None:
 def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
     """Score the model as `recipe` says, print the table and return (and write to `output`) what results.json holds."""
     from benchmark.models.modeling import parameter_counts
-    from benchmark.recipe.identity import identity, protocol
     from benchmark.reporting import results
     from benchmark.reporting.model_folder import load_model
-    from benchmark.reporting.run_folder import RESULTS, find_in_run
+    from benchmark.reporting.run_folder import RESULTS, find_in_run, read_results
     from benchmark.training import build, launch
 
     accelerator = launch.start_processes(recipe)
@@ -84,7 +82,7 @@ def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
     seconds = time.perf_counter() - start
 
     run = find_in_run(folder, RESULTS)
-    trained = json.loads(run.read_text()) if run else {}
+    trained = read_results(run) if run else {}
     total, trainable = parameter_counts(model)
     training = {
         **{key: trained.get(key) for key in ("step", "train_seconds", "images_per_second", "dataset_fingerprint")},
@@ -92,7 +90,7 @@ def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
         "trainable_parameters": trainable,
         "eval_seconds": seconds,
     }
-    experiment = results.describe_experiment(identity(recipe), protocol(recipe), str(recipe.output.setting))
+    experiment = build.describe_run(recipe)
     measured = results.build_results(evaluations, datasets, experiment, training, accelerator)
     if accelerator.is_main_process:
         for name in datasets:

@@ -51,6 +51,12 @@ def cover_size(size: Sequence[int], crop_size: Sequence[int]) -> tuple[int, int]
     return round(size[0] * factor), round(size[1] * factor)
 
 
+def num_windows(size: Sequence[int], crop_size: Sequence[int]) -> int:
+    """How many windows an image of `size` has."""
+    cover = cover_size(size, crop_size)
+    return math.prod(math.ceil(length / crop) for length, crop in zip(cover, crop_size, strict=True))
+
+
 def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:
     """Resize a uint8 image (3, H, W) so that it just covers the crop: antialiased, bilinear, rounded back to uint8.
 
@@ -58,7 +64,7 @@ def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:
         ModelError: the image is so long and narrow that its windows would not fit into memory.
     """
     size = cover_size(image.shape[-2:], crop_size)
-    if math.prod(math.ceil(length / crop) for length, crop in zip(size, crop_size, strict=True)) > MAX_WINDOWS:
+    if num_windows(image.shape[-2:], crop_size) > MAX_WINDOWS:
         height, width = image.shape[-2:]
         raise ModelError(f"An image of {width}x{height} pixels is too long and narrow: cut it into pieces.")
     if tuple(image.shape[-2:]) == size:

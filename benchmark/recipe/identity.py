@@ -10,6 +10,8 @@ from benchmark.errors import UserError
 from benchmark.recipe.parser import load_recipe
 from benchmark.recipe.schema import KEYS, Recipe, flatten
 
+UNIMPORTANT = ("data.custom.name", "data.custom.allow_absent")  # they change no sample
+
 
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Every key that changes a result, by its dotted name.
@@ -23,7 +25,7 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         section = key.split(".")
         if section[0] == "output" or KEYS[key].metadata.get("machine"):
             continue
-        if key.startswith("data.custom.") and not custom:
+        if key.startswith("data.custom.") and (not custom or key in UNIMPORTANT):
             continue
         if section[0] == "model" and len(section) == 3 and section[1] != recipe.model.head:
             continue

@@ -27,6 +27,17 @@ def encode_manifest(about: Mapping[str, Any], files: Mapping[str, Mapping[str, A
     return json.dumps({**manifest, "sha256": _sha256(json.dumps(manifest).encode())}, indent=1).encode()
 
 
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the sha256 of their JSON as the last entry, by which `is_intact` knows them again."""
+    plain = {key: value for key, value in values.items() if key != "sha256"}
+    return {**plain, "sha256": _sha256(json.dumps(plain).encode())}
+
+
+def is_intact(sealed: Mapping[str, Any]) -> bool:
+    """Whether values are those that were sealed; older files have no sum."""
+    return "sha256" not in sealed or seal(sealed) == sealed
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a folder's manifest says, without its own sum; raises Damaged."""
     try:

@@ -86,7 +86,7 @@ def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] 
         encoder=model["encoder"],
         head=head,
         frozen=" (the head alone, the encoder frozen)" if model["freeze_encoder"] else "",
-        train=data["train"],
+        train=_dataset_name(data),
         scores=_scores(results, finished=step == train["steps"]),
         crop=f"{height}x{width}",
         picture="\n![Image, label and prediction of validation images](panel.png)\n" if results else "",
@@ -144,6 +144,11 @@ def _license_sentence(recipe: Mapping[str, Any]) -> str:
     if recipe["model"]["pretrained"] or recipe["model"]["checkpoint"]:
         return "timm names no licence for the encoder's pretrained weights: ask their authors."
     return "The encoder was trained from random weights; the images' licence is that of their dataset."
+
+
+def _dataset_name(data: Mapping[str, Any]) -> str:
+    own = data["custom"]["name"] if data["train"] in ("folder", "hub") else None
+    return own or data["train"]
 
 
 def _code(results: Mapping[str, Any]) -> str | None:

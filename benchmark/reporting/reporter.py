@@ -154,7 +154,7 @@ class Reporter:
         """What results.json holds, of the run as it is."""
         progress = self.progress
         training = {
-            "dataset_fingerprint": self.datasets[self.experiment["dataset"]].fingerprint,
+            "dataset_fingerprint": self.datasets[self.recipe["data"]["train"]].fingerprint,
             "step": progress.step,
             "parameters": self.counts[0],
             "trainable_parameters": self.counts[1],

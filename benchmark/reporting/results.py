@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmark.evaluation.loop import Evaluation
+from benchmark.reporting.manifest import seal
 from benchmark.reporting.run_folder import file_bytes, write_atomically
 from data_scripts.preparation import PreparedDataset
 from data_scripts.tables import format_table
@@ -40,16 +41,16 @@ def build_results(
     """
     scores = {name: {**e.scores, "fingerprint": datasets[name].fingerprint} for name, e in evaluations.items()}
     first = next(iter(evaluations.values())).scores
-    return {**first, "datasets": scores, **experiment, **describe_machine(accelerator), **training}
+    return seal({**first, "datasets": scores, **experiment, **describe_machine(accelerator), **training})
 
 
-def describe_experiment(identity: Mapping[str, Any], protocol: str, setting: str) -> dict[str, Any]:
+def describe_experiment(identity: Mapping[str, Any], protocol: str, setting: str, dataset: str) -> dict[str, Any]:
     """What was run, by the keys under which results are compared."""
     return {
         "seed": identity["seed"],
         "encoder": identity["model.encoder"],
         "head": identity["model.head"],
-        "dataset": identity["data.train"],
+        "dataset": dataset,
         "setting": setting,
         "protocol": protocol,
         "global_batch_size": identity["train.global_batch_size"],

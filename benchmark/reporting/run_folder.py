@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from benchmark.errors import UserError
 from benchmark.recipe.identity import difference
+from benchmark.reporting.manifest import is_intact
 
 logger = logging.getLogger(__name__)
 RECIPE, RESULTS, CONFUSION, METRICS = "recipe.yaml", "results.json", "confusion.npz", "metrics.jsonl"
@@ -63,14 +64,7 @@ class RunFolder:
             raise UserError(
                 f"{self} holds a run of another recipe ({different}): name another output.dir or remove the folder."
             )
-        if not (self / RESULTS).exists():
-            return None
-        try:
-            return json.loads((self / RESULTS).read_text())
-        except ValueError as error:
-            raise UserError(
-                f"{self / RESULTS} is damaged ({error}): remove it, and the same command writes it again."
-            ) from None
+        return read_results(self / RESULTS) if (self / RESULTS).exists() else None
 
     def claim(self, recipe_yaml: str, resume: str) -> None:
         """Make the folder this process's own until it ends, however it ends, and write recipe.yaml.
@@ -105,6 +99,21 @@ class RunFolder:
         if self.lock:
             self.lock.close()
             self.lock = None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a results.json holds.
+
+    Raises:
+        UserError: it is not what was written.
+    """
+    try:
+        results = json.loads(path.read_text())
+        if not is_intact(results) or "iou" not in results:
+            raise ValueError("its sum differs")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and the same command writes it again.") from None
+    return results
 
 
 @contextmanager

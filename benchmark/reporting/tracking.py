@@ -98,9 +98,10 @@ class Tracking:
         """Record scalars by their tags, such as train/loss; None is recorded in metrics.jsonl alone."""
         if not self.main:
             return
-        with writing(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log({tag: value for tag, value in values.items() if value is not None}, step=step)
+        with writing(self.metrics):
+            with self.metrics.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            self.accelerator.log({tag: value for tag, value in values.items() if value is not None}, step=step)
 
     def picture(self, tag: str, image: np.ndarray, step: int) -> None:
         """Record a uint8 image (H, W, 3)."""
@@ -131,7 +132,7 @@ class Tracking:
 
     def close(self) -> None:
         self.bar.close()
-        if self.writer:
+        if self.writer and self.metrics.parent.is_dir():  # its thread would print a traceback into a removed folder
             self.writer.close()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -14,6 +15,7 @@ from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.encoder import encoder_defaults
 from benchmark.models.encoder_checkpoint import load_encoder_weights
 from benchmark.models.modeling import SegmentationModel, parameter_counts
+from benchmark.models.windows import MAX_WINDOWS, num_windows
 from benchmark.recipe.identity import identity, protocol, public
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.hub import Pusher
@@ -39,11 +41,24 @@ def prepare_datasets(
         for name in names:
             if name in needed and split not in datasets[name].splits:
                 raise UserError(f"The dataset {name} has no {split} split: name another one in data.{key}.")
+    for name in names:
+        if "validation" in datasets[name].splits:
+            check_sizes(datasets[name], recipe.data.crop)
     classes = datasets[names[0]].classes
     for name in names:
         if datasets[name].classes != classes:
             raise UserError(f"The dataset {name} has other classes than {names[0]}: name one that shares them.")
     return datasets
+
+
+def check_sizes(dataset: PreparedDataset, crop_size: tuple[int, int]) -> None:
+    """Raise UserError where an evaluation would refuse an image: before hours of training, and not after them."""
+    for height, width, name in dataset.report["splits"]["validation"]["extremes"].values():
+        if num_windows((height, width), crop_size) > MAX_WINDOWS:
+            raise UserError(
+                f"{name}, an image of {width}x{height} pixels in the validation split of {dataset.name}, is too long "
+                f"and narrow for windows of {crop_size[1]}x{crop_size[0]}: cut it into pieces, or remove it."
+            )
 
 
 def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
@@ -131,9 +146,23 @@ def build_reporter(
     pusher: Pusher | None,
 ) -> Reporter:
     """What reports the run of the recipe."""
-    experiment = describe_experiment(identity(recipe), protocol(recipe), str(recipe.output.setting))
     return Reporter(
-        accelerator, folder, datasets, model, progress, recipe=public(recipe), experiment=experiment, pusher=pusher
+        accelerator,
+        folder,
+        datasets,
+        model,
+        progress,
+        recipe=public(recipe),
+        experiment=describe_run(recipe),
+        pusher=pusher,
+    )
+
+
+def describe_run(recipe: Recipe) -> dict[str, Any]:
+    """What is run, as results.json says it."""
+    own = recipe.data.custom.name if recipe.data.train in ("folder", "hub") else None
+    return describe_experiment(
+        identity(recipe), protocol(recipe), str(recipe.output.setting), dataset=own or recipe.data.train
     )
 
 

@@ -4,6 +4,8 @@ import os
 from contextlib import closing
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from benchmark.data.loaders import training_loader
 from benchmark.errors import UserError, report_error
 from benchmark.evaluation.loop import Evaluation
@@ -26,7 +28,10 @@ from benchmark.training.losses import Losses
 from benchmark.training.memory import explain_out_of_memory, plan_steps
 from benchmark.training.preemption import Preempted, Preemption
 from benchmark.training.step import Step, is_due
+from data_scripts.builder import CONTENT
+from data_scripts.errors import DatasetError
 from data_scripts.preparation import PreparedDataset
+from data_scripts.report import format_report
 
 PANELS = 4  # validation images that are drawn at each evaluation
 
@@ -40,12 +45,14 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     accelerator = start_processes(recipe)
     folder = RunFolder(Path(str(recipe.output.dir)), identity(recipe))
     if finished := folder.finished_results(resume):
+        check_data(recipe, accelerator, folder, finished)
         accelerator.print(f"{score_table(finished)}\n{folder} was finished before; nothing was changed.")
         return finished
     build.check_model(recipe)
     pusher = build.build_pusher(recipe, accelerator, folder)
     with closing(folder), Preemption(accelerator, folder / PREEMPTED) as preemption:
         datasets = build.prepare_datasets(recipe, accelerator)
+        accelerator.print("\n\n".join(f"{name}\n{format_report(dataset)}" for name, dataset in datasets.items()))
         checkpoint = find_checkpoint(folder / CHECKPOINTS, accelerator, identity_hash(recipe))
         model = build.build_model(recipe, datasets[recipe.data.train], load_weights=checkpoint is None)
         model.train().to(accelerator.device)
@@ -114,14 +121,14 @@ def run_steps(
                 if logs or saves:
                     progress.losses += losses.collect(number)
             reporter.tracking.advance()
+        if saves:  # before an evaluation, which may fail
+            save(recipe, step, losses, progress, folder, reporter)
         evaluations = evaluate(recipe, step, progress, datasets, preemption) if evaluates else None
         if logs:
             reporter.log_training(step.set_rates(number))
         if evaluations:
             reporter.log_evaluations(evaluations)
         progress.logged_step = number
-        if saves:
-            save(recipe, step, losses, progress, folder, reporter)
         if recipe.output.hub_model_id and number < settings.steps and number % push_every == 0:
             reporter.push(evaluations, gather_weights(step.accelerator, step.model))
         preemption.check()
@@ -180,15 +187,38 @@ def load_progress(checkpoint: Checkpoint | None, step: Step, dataset: PreparedDa
     if checkpoint is None:
         return Progress(digest=digest)
     progress = load_checkpoint(checkpoint, step.accelerator, step.model, step.optimizer.optimizer)
-    if progress.digest != digest:
+    if progress.digest != digest and progress.digest.startswith(CONTENT):
         raise UserError(
             f"{folder} was trained on other files of {dataset.name} than data.root holds now: "
             "restore the former ones or name another output.dir."
         )
+    progress.digest = digest  # an older version knew its archives' indexes alone
     if progress.scaler:
         step.accelerator.scaler.load_state_dict(progress.scaler)
     step.accelerator.print(f"Resuming after step {progress.step} of {folder}.")
     return progress
+
+
+def check_data(recipe: Recipe, accelerator: Accelerator, folder: RunFolder, results: dict) -> None:
+    """Say that the scores of a finished run do not hold for the data that are there now.
+
+    Raises:
+        UserError: a dataset is not the one that was trained or scored on.
+    """
+    try:
+        datasets = build.prepare_datasets(recipe, accelerator)
+    except (DatasetError, UserError) as error:
+        accelerator.print(f"The data of {folder} could not be compared: {error}")
+        return
+    then = {recipe.data.train: results["dataset_fingerprint"]}
+    then |= {name: scores["fingerprint"] for name, scores in results["datasets"].items()}
+    for name, fingerprint in then.items():
+        now = datasets[name].fingerprint["digest"]
+        if fingerprint and fingerprint["digest"].startswith(CONTENT) and fingerprint["digest"] != now:
+            raise UserError(
+                f"{folder} was finished on other files of {name} than data.root holds now, so its scores do not hold "
+                "for them: name another output.dir to train again, or restore the former files."
+            )
 
 
 def end_early(reporter: Reporter, error: BaseException) -> None:

@@ -152,7 +152,7 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
     unchanged = {key for key in KEYS if protocol(changed(key)) == protocol(load_recipe([], base(key)))}
     assert unchanged == {
         "seed",
-        *(f"data.{key}" for key in ("root", "cache_dir", "num_workers")),
+        *(f"data.{key}" for key in ("root", "cache_dir", "num_workers", "custom.name", "custom.allow_absent")),
         *(f"model.{key}" for key in ("encoder", "pretrained", "checkpoint", "image_mean", "image_std")),
         *(f"train.{key}" for key in ("micro_batch_size", "compile", "deterministic", "eval_batch_size")),
         *(f"train.{key}" for key in ("log_every", "checkpoint_every", "keep_checkpoints")),

@@ -126,12 +126,13 @@ def test_a_push_that_hangs_does_not_keep_a_run_that_is_asked_to_end(hub, tiny, t
 def test_a_push_that_hangs_does_not_keep_a_run_that_fails(hub, tiny, tmp_path):
     gate, log = threading.Event(), tmp_path / "log"
     hub.refuse = lambda number: "preupload" in hub.requests[-1] and not gate.wait(120)
-    flags = [*tiny, "--output.hub_model_id", REPO, "--output.push_every", "1", "--train.log_every", "1"]
+    flags = [*tiny, "--output.hub_model_id", REPO, "--output.push_every", "1", "--train.steps", "100"]
     constants = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
     settings = {f"huggingface_hub.constants__{name}": value for name, value in constants.items()}
     try:
-        # The first step takes all weights to where the second loss is not finite.
-        flags += ["--optim.lr", "1e30", "--train.eval_every", "1"]
+        # The first step takes all weights to where the second loss is not finite, which is noticed later.
+        flags += ["--optim.lr", "1e30"]
+        flags += [flag for key in ("eval", "log", "checkpoint") for flag in (f"--train.{key}_every", "100")]
         assert run(flags, log, environment={"HF_TOKEN": TOKEN}, **settings) == [2], log.read_text()
     finally:
         gate.set()

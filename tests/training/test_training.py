@@ -76,9 +76,9 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, cap
 
 def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
     """With label values mapped by a recipe's file, whose keys YAML reads as numbers and recipe.yaml holds as text."""
-    for place, high in (("images", 256), ("labels", 2)):
+    for place, high in (("images", 256), ("labels", 2), ("val_images", 256), ("val_labels", 2)):
         (tmp_path / place).mkdir()
-        for number in range(4):
+        for number in range(len(place), len(place) + 4):
             pixels = np.random.default_rng(number).integers(0, high, (80, 80, 3)[: 3 if high > 2 else 2], np.uint8)
             Image.fromarray(pixels * (11 if high == 2 else 1)).save(tmp_path / place / f"{number}.png")
     recipe = {
@@ -87,12 +87,15 @@ def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
         "custom": {
             "classes": ["a", "b"],
             "label_mapping": {0: 0, 11: 1, 7: 255},
-            **{f"{split}_{place}": place for split in ("train", "val") for place in ("images", "labels")},
+            "name": "mine",
+            **{f"train_{place}": place for place in ("images", "labels")},
+            **{f"val_{place}": f"val_{place}" for place in ("images", "labels")},
         },
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"data": recipe}))
     flags = [*tiny[:2], str(tmp_path / "own.yaml"), *tiny[2:], "--data.root", str(tmp_path)]
     results = train(parse(flags))
+    assert results["dataset"] == "mine"
     for name in ("results.json", "checkpoints/step-00000006"):
         path = tmp_path / "run" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
