@@ -1,18 +1,42 @@
 """python -m benchmark prepare --recipe FILE [FILE ...] [--section.key value ...]
+python -m benchmark prepare --images DIR --labels DIR [--val_images DIR --val_labels DIR | --val_share 0.2]
+    [--output my.yaml]
 
-Build the datasets that a recipe names, without training, and print what is in them.
+With a recipe: build the datasets that it names, without training, and print what is in them. With folders of your own:
+look at them, write a recipe that trains on them, and draw a sheet of images under their labels.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmark.recipe.parser import CommandParser
+from benchmark.errors import UserError
+from benchmark.recipe.parser import CommandParser, load_recipe
+from benchmark.recipe.schema import Recipe
+from data_scripts.tables import format_table
+
+SHEET_PAIRS = 12  # images on the sheet
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark prepare", description=__doc__)
-    parser.add_recipe()
-    _, recipe = parser.parse_recipe(arguments)
+    parser.add_recipe(required=False)
+    parser.add_argument("--images", metavar="DIR", help="a folder, zip or tar of training images")
+    parser.add_argument("--labels", metavar="DIR", help="the label maps of these images")
+    parser.add_argument("--val_images", metavar="DIR", help="a folder of validation images")
+    parser.add_argument("--val_labels", metavar="DIR", help="the label maps of these images")
+    parser.add_argument("--val_share", type=float, help="share of the training pairs that validates instead (0.2)")
+    parser.add_argument("--output", default="my.yaml", metavar="FILE", help="the recipe to write (%(default)s)")
+    own, overrides = parser.parse_known_args(arguments)
+    if own.images or own.labels:
+        draft(own)
+    elif own.recipe:
+        prepare(load_recipe(own.recipe, overrides))
+    else:
+        raise UserError("Name what to prepare: a recipe with --recipe, or your own data with --images and --labels.")
 
+
+def prepare(recipe: Recipe) -> None:
+    """Build the datasets of a recipe and print what is in them."""
     from benchmark.training.build import check_sizes, prepare_dataset
     from data_scripts.report import format_report
 
@@ -21,3 +45,99 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{name}: {dataset.folder}\n{format_report(dataset)}")
         if name in recipe.data.val and "validation" in dataset.splits:
             check_sizes(dataset, recipe.data.crop)
+
+
+def draft(own) -> None:
+    """Look at folders, print what they hold, and write the recipe and the sheet."""
+    from data_scripts.inspect_folder import draft_recipe, fitting_crop, inspect
+
+    if not (own.images and own.labels) or bool(own.val_images) != bool(own.val_labels):
+        raise UserError("Images and labels go together: name both folders of each split.")
+    places = {"train": (own.images, own.labels)}
+    if own.val_images:
+        places["validation"] = (own.val_images, own.val_labels)
+    places = {split: tuple(str(Path(place).absolute()) for place in pair) for split, pair in places.items()}
+    found = inspect(places)
+    custom, notes = draft_recipe(found)
+    for split, short in (("train", "train"), ("validation", "val")):
+        if split in places:
+            custom |= {f"{short}_images": places[split][0], f"{short}_labels": places[split][1]}
+    if not own.val_images:
+        custom["val_share"] = 0.2 if own.val_share is None else own.val_share
+    _print_found(found, custom)
+    if found.problems:
+        raise UserError(
+            "\n".join([f"{len(found.problems)} problem(s); fix each and run it again:", *found.problems[:20]])
+        )
+    output = Path(own.output)
+    if output.exists():
+        raise UserError(f"{output} is there already: name another file with --output, or remove it.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(_recipe_text(output, custom, notes, fitting_crop(found.sizes, 16)), encoding="utf-8")
+    sheet = output.with_suffix(".jpg")
+    _draw_sheet(sheet, found, custom)
+    print(f"\nThe recipe is {output}; look at {sheet}: colours must lie on what they name. Then train with\n")
+    print(f"accelerate launch --quiet train.py --recipe {output} recipes/cpu.yaml")
+    print(f"accelerate launch --quiet train.py --recipe {output} recipes/encoders/dinov2_base.yaml   # on a GPU")
+
+
+def _print_found(found, custom: dict) -> None:
+    for split, pairs in found.pairs.items():
+        print(f"{split}: {len(pairs):,} pairs, such as {pairs[0][0].name} and {pairs[0][1].name}")
+    (height, width), count = found.sizes.most_common(1)[0]
+    print(f"sizes: {len(found.sizes)}, most often {width}x{height} ({count:,} images)")
+    kinds = {"ids": "numbers", "palette": "palette indices", "colors": "RGB colours", "binary": "masks of 0 and 255"}
+    print(f"labels: {kinds[found.kind]}")
+    mapping, total = custom.get("label_mapping"), sum(found.values.values())
+    rows = []
+    for value, pixels in sorted(found.values.items()):
+        key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if found.kind == "colors" else value
+        train_id = mapping.get(key, 255) if mapping else (value if value < len(custom["classes"]) else 255)
+        name = "ignored" if train_id == 255 else custom["classes"][train_id]
+        rows.append((str(key), name, f"{pixels / total:.3%}"))
+    print(format_table(rows, ("value", "class", "share of pixels"), left=2))
+
+
+def _recipe_text(file: Path, custom: dict, notes: Sequence[str], crop: int) -> str:
+    import yaml
+
+    comments = "\n".join(f"# {note}" for note in notes)
+    data = {"train": "folder", "val": ["folder"], "root": "/", "crop_size": crop, "num_workers": 1}
+    body = {"data": {**data, "custom": {"name": file.stem, **custom}}}
+    text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    return (
+        f"# accelerate launch --quiet train.py --recipe {file} recipes/encoders/dinov2_base.yaml\n"
+        f"# Written by `python -m benchmark prepare --images ... --labels ...`.\n{comments}\n{text}"
+        "model: {encoder: vit_base_patch14_dinov2.lvd142m, head: linear, patch_size: 16}\n"
+        "train: {steps: 4000, eval_every: 500}\n"
+    )
+
+
+def _draw_sheet(file: Path, found, custom: dict) -> None:
+    """Images, and beside each its labels over it, in a grid."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from benchmark.reporting.pictures import overlay, stack_panels
+    from data_scripts.archives import Reader
+    from data_scripts.custom import parse_custom
+    from data_scripts.images import decode_labels
+
+    parsed = parse_custom(custom)
+    rule, pairs = parsed.rule(), found.pairs["train"]
+    panels = []
+    with Reader() as reader:
+        for number in range(min(SHEET_PAIRS, len(pairs))):
+            image, label = pairs[number * len(pairs) // min(SHEET_PAIRS, len(pairs))]
+            photo = Image.open(io.BytesIO(reader.read(image))).convert("RGB")
+            labels = rule(decode_labels(reader.read(label), label, rule.colors)).labels
+            drawn = overlay(photo, labels, parsed.classes, parsed.palette())
+            plain = photo.resize((drawn.width, round(photo.height * drawn.width / photo.width)))
+            pair = Image.new("RGB", (2 * drawn.width, max(drawn.height, plain.height)), "white")
+            pair.paste(plain, (0, 0))
+            pair.paste(drawn, (drawn.width, 0))
+            pair.thumbnail((900, 900))
+            panels.append(np.asarray(pair))
+    Image.fromarray(stack_panels(panels)).save(file, quality=88)

@@ -1,0 +1,311 @@
+"""What folders of images and labels hold, and the recipe that fits them: pairs, label kind, values, classes, crop."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_scripts.archives import Archive, Member, Reader, natural_order, open_archive
+from data_scripts.cityscapes import CLASSES as CITYSCAPES
+from data_scripts.errors import DatasetError
+from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
+from data_scripts.images import check_image, decode_labels
+from data_scripts.labels import IGNORE
+
+CLASS_FILES = (
+    "classes.txt",
+    "labels.txt",
+    "label_names.txt",
+    "labelmap.txt",
+    "class_dict.csv",
+    "classes.csv",
+    "meta.json",
+)
+MAX_CLASSES = 200  # distinct values beyond which a map holds no classes but pictures
+COMMON_CROPS = (128, 256, 352, 512, 768, 1024)
+
+
+@dataclass
+class Found:
+    """What was found in pairs of images and label maps.
+
+    Attributes:
+        pairs: by split, the images and label maps that belong together.
+        image_suffix, label_suffix: how the files of a pair end behind what they share.
+        kind: ids, palette, colors or binary.
+        values: pixels of each stored value (a packed colour where `kind` is colors), over all pairs.
+        sizes: how many images have each (height, width).
+        problems: files that cannot be used, as sentences.
+        names: class names by stored value, where a palette or a file has them; `names_from` says which.
+    """
+
+    pairs: dict[str, list[tuple[Member, Member]]] = field(default_factory=dict)
+    image_suffix: str = ""
+    label_suffix: str = ""
+    kind: str = "ids"
+    values: Counter[int] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    names_from: str = ""
+
+
+def match_pairs(images: Archive, labels: Archive) -> tuple[list[tuple[Member, Member]], str, str, list[str]]:
+    """The pairs of two folders by the longest stem that they share, their suffixes, and sentences about the rest.
+
+    `a.jpg` belongs to `a.png`, `a_mask.png`, `a_L.png`; `a_leftImg8bit.png` to `a_gtFine_labelIds.png`.
+    """
+    photos = {name: name[: -len(ending)] for name in images.entries if (ending := longest_ending(name, IMAGE_ENDINGS))}
+    maps = {name: name[: -len(ending)] for name in labels.entries if (ending := longest_ending(name, LABEL_ENDINGS))}
+    same = images.path == labels.path
+    if not same and (shared := set(photos.values()) & set(maps.values())):
+        image_suffix = label_suffix = ""
+        photo_keys, map_keys = {v: k for k, v in photos.items()}, {v: k for k, v in maps.items()}
+        del shared
+    else:
+        image_suffix, label_suffix = guess_suffixes(list(photos), list(maps), same)
+        photo_keys = {n[: -len(image_suffix)]: n for n in photos if image_suffix and n.endswith(image_suffix)}
+        map_keys = {n[: -len(label_suffix)]: n for n in maps if label_suffix and n.endswith(label_suffix)}
+        if same:
+            photo_keys = {key: name for key, name in photo_keys.items() if name not in map_keys.values()}
+    both = sorted(photo_keys.keys() & map_keys.keys(), key=lambda key: natural_order(Member("", photo_keys[key])))
+    if not both:
+        raise DatasetError(
+            f"No image in {images.path} shares its name with a label map in {labels.path} (such as "
+            f"{next(iter(photos), 'no image')} and {next(iter(maps), 'no label map')}): rename the files of a pair so "
+            "that they begin alike."
+        )
+    rest = [f"{photo_keys[key]} has no label map" for key in photo_keys if key not in map_keys]
+    rest += [f"{map_keys[key]} has no image" for key in map_keys if key not in photo_keys]
+    pairs = [(Member(images.path, photo_keys[key]), Member(labels.path, map_keys[key])) for key in both]
+    return pairs, image_suffix, label_suffix, rest
+
+
+def guess_suffixes(photos: Sequence[str], maps: Sequence[str], same: bool) -> tuple[str, str]:
+    """How images and label maps end behind the name that they share, as most of them do; empty where none do."""
+    ends: Counter[tuple[str, str]] = Counter()
+    by_folder: dict[str, list[str]] = {}
+    for name in photos:
+        by_folder.setdefault(name.rpartition("/")[0], []).append(name)
+    folders = sorted(by_folder)
+    for label in maps[:200]:
+        near = difflib.get_close_matches(label.rpartition("/")[0], folders, n=1, cutoff=0) if folders else []
+        candidates = by_folder.get(label.rpartition("/")[0]) or (by_folder[near[0]] if near else [])
+        best = max(
+            (c for c in candidates if not (same and c == label)), key=lambda c: len(prefix(c, label)), default=""
+        )
+        stem = prefix(best, label)
+        stem = (
+            stem[: max(stem.rfind("_"), stem.rfind("-"))]
+            if best and stem and not best[len(stem) :].startswith(".")
+            else stem
+        )
+        if best and stem:
+            ends[best[len(stem) :], label[len(stem) :]] += 1
+    if same:  # a label map's ending is the longer one
+        ends = Counter({(p, m): count for (p, m), count in ends.items() if len(m) > len(p)})
+    # Of several files beside each image, the one that is named as a label map.
+    words = ("labelids", "label", "mask", "seg")
+
+    def rank(pair: tuple[str, str]) -> tuple[int, int]:
+        return ends[pair], -next((number for number, word in enumerate(words) if word in pair[1].lower()), len(words))
+
+    return max(ends, key=rank, default=("", ""))
+
+
+def prefix(one: str, other: str) -> str:
+    """The beginning that two names share."""
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def inspect(places: Mapping[str, tuple[str, str]]) -> Found:
+    """Look at all pairs of each split, (images folder, labels folder), and read every label map.
+
+    Raises:
+        DatasetError: there are no pairs, or no label map can be read.
+    """
+    found, palettes = Found(), []
+    for split, (image_folder, label_folder) in places.items():
+        with open_archive(image_folder) as images, open_archive(label_folder) as labels:
+            pairs, image_suffix, label_suffix, rest = match_pairs(images, labels)
+        if found.pairs and (found.image_suffix, found.label_suffix) != (image_suffix, label_suffix):
+            raise DatasetError(f"The files of {split} are named in another way than those of train: rename them alike.")
+        found.pairs[split], found.image_suffix, found.label_suffix = pairs, image_suffix, label_suffix
+        found.problems += [f"{sentence}: add it, or set data.allow_partial to leave it out." for sentence in rest]
+    with Reader() as reader:
+        for image, label in (pair for pairs in found.pairs.values() for pair in pairs):
+            try:
+                info = check_image(reader.read(image), image)
+                data = reader.read(label)
+                colors = is_color(data)
+                raw = decode_labels(data, label, colors)
+            except DatasetError as error:
+                found.problems.append(str(error))
+                continue
+            if raw.shape != (info.height, info.width):
+                found.problems.append(
+                    f"{label} is {raw.shape[1]}x{raw.shape[0]} pixels but its image {info.width}x{info.height}: resize "
+                    "it with nearest-neighbour interpolation."
+                )
+            found.kind = "colors" if colors else found.kind
+            found.sizes[info.height, info.width] += 1
+            values, counts = np.unique(raw, return_counts=True)
+            found.values.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            palettes.append(palette_of(data))
+    if not found.values:
+        raise DatasetError("\n".join(found.problems) or "No label map can be read: check the files.")
+    if len(found.values) > MAX_CLASSES:
+        raise DatasetError(
+            f"The label maps hold {len(found.values):,} different {'colours' if found.kind == 'colors' else 'values'}, "
+            "so they are pictures, or were saved with loss or smoothing: save them as PNG, without antialiasing."
+        )
+    if found.kind != "colors":
+        binary = set(found.values) <= {0, 255} and 255 in found.values
+        found.kind = "binary" if binary else "palette" if any(palettes) else "ids"
+    name_classes(found, places, next((p for p in palettes if p), None))
+    return found
+
+
+def is_color(data: bytes) -> bool:
+    """Whether a label image stores RGB colours."""
+    import io
+
+    try:
+        return Image.open(io.BytesIO(data)).mode in ("RGB", "RGBA")
+    except Exception:  # it is read again, by what says why
+        return False
+
+
+def palette_of(data: bytes) -> list[tuple[int, int, int]] | None:
+    """The colours of a palette image."""
+    import io
+
+    image = Image.open(io.BytesIO(data))
+    flat = image.getpalette() if image.mode == "P" else None
+    return [tuple(flat[i : i + 3]) for i in range(0, len(flat), 3)] if flat else None
+
+
+def name_classes(found: Found, places: Mapping[str, tuple[str, str]], palette: list | None) -> None:
+    """Name the values from a file beside the folders, or from a known colour list."""
+    folders = {
+        parent for pair in places.values() for place in pair for parent in (Path(place), *Path(place).parents[:2])
+    }
+    for file in sorted(
+        path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name in CLASS_FILES
+    ):
+        names = read_class_file(file, found.kind == "colors")
+        if names and sum(value in names for value in found.values) >= min(2, len(found.values)):
+            found.names, found.names_from = names, file.name
+            return
+    cityscapes = {name: (label_id, color) for name, (label_id, color) in CITYSCAPES.items()}
+    if found.kind == "colors":
+        known = {red << 16 | green << 8 | blue: name for name, (_, (red, green, blue)) in cityscapes.items()}
+        if sum(value in known for value in found.values) > len(found.values) / 2:
+            found.names, found.names_from = known, "Cityscapes' colours"
+    elif "labelIds" in found.label_suffix:
+        found.names = {label_id: name for name, (label_id, _) in cityscapes.items()}
+        found.names_from = "Cityscapes' label ids"
+
+
+def read_class_file(file: Path, colors: bool) -> dict[int, str]:
+    """Class names by stored value: of a list of names, of CVAT's labelmap.txt, of CSV and Supervisely's meta.json."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    names: dict[int, str] = {}
+    if file.suffix == ".json":
+        for item in json.loads(text).get("classes", []):
+            if match := re.fullmatch(r"#?([0-9a-fA-F]{6})", str(item.get("color", ""))):
+                names[int(match[1], 16)] = str(item["title"])
+        return names if colors else {}
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    for number, line in enumerate(lines):
+        named = re.match(
+            r"^([^:,]+)[:,]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)", line
+        )  # name:r,g,b of CVAT; name,r,g,b of a CSV
+        numbered = re.match(r"^(\d+)[\s:,]+(.+)$", line)
+        if named and colors:
+            red, green, blue = (int(named[i]) for i in (2, 3, 4))
+            names[red << 16 | green << 8 | blue] = named[1].strip()
+        elif numbered and not colors:
+            names[int(numbered[1])] = numbered[2].strip()
+        elif not colors and not named:
+            names[number] = line
+    return names
+
+
+def draft_recipe(found: Found) -> tuple[dict, list[str]]:
+    """data.custom for what was found, and what it assumes, as comments."""
+    notes, values = [], sorted(found.values)
+    custom: dict = {}
+    if found.kind == "binary":
+        custom |= {"classes": ["background", "object"], "label_mapping": {0: 0, 255: 1}}
+        notes.append("Assumed: masks of 0 and 255 are background and object. Without the mapping 255 would be ignored.")
+    elif found.kind == "colors":
+        classes, mapping = [], {}
+        for value in values:
+            key = f"{value >> 16},{value >> 8 & 255},{value & 255}"
+            if found.names and value not in found.names:
+                mapping[key] = IGNORE
+                notes.append(f"Assumed: the colour {key}, which {found.names_from} does not name, is ignored.")
+            elif not found.names and value in (0, 0xFFFFFF) and len(values) > 2 and is_rim(found, value):
+                mapping[key] = IGNORE
+                notes.append(f"Assumed: the colour {key} is void and ignored, because it has few pixels.")
+            else:
+                mapping[key] = len(classes)
+                classes.append(found.names.get(value, f"color {key}"))
+        custom |= {"classes": merge_names(classes), "label_mapping": mapping}
+    else:
+        known = [value for value in values if value != IGNORE]
+        if found.names:
+            named = [value for value in known if value in found.names]
+            unnamed = [value for value in known if value not in found.names]
+            custom["classes"] = merge_names([found.names[value] for value in named])
+            if named != list(range(len(named))) or unnamed:
+                custom["label_mapping"] = {value: index for index, value in enumerate(named)}
+                custom["label_mapping"] |= dict.fromkeys(unnamed, IGNORE)
+            for value in unnamed:
+                notes.append(f"Assumed: the value {value}, which {found.names_from} does not name, is ignored.")
+        else:
+            custom["classes"] = [f"class {value}" for value in known]
+            notes.append("Named by their values, because no classes.txt was found: write the classes' names here.")
+            if known != list(range(len(known))):
+                custom["label_mapping"] = {value: index for index, value in enumerate(known)}
+        if IGNORE in values:
+            custom["ignore_id"] = IGNORE
+            notes.append("Assumed: 255 is no class and is ignored.")
+            if "label_mapping" in custom or len(known) == 1:
+                custom["label_mapping"] = {**custom.get("label_mapping", {known[0]: 0}), IGNORE: IGNORE}
+    if found.names_from:
+        notes.append(f"The names are from {found.names_from}.")
+    custom |= {"image_suffix": found.image_suffix, "label_suffix": found.label_suffix}
+    return {key: value for key, value in custom.items() if value != ""}, notes
+
+
+def is_rim(found: Found, value: int) -> bool:
+    """Whether a value has so few pixels that it may be a border between the others: under 5 %."""
+    return found.values[value] < 0.05 * sum(found.values.values())
+
+
+def merge_names(names: Sequence[str]) -> list[str]:
+    """The names, each made different from those before it."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return result
+
+
+def fitting_crop(sizes: Mapping[tuple[int, int], int], patch_size: int) -> int:
+    """A square crop for images of these sizes: the largest common one that is not above the median shorter side."""
+    shorter = np.median(np.repeat([min(size) for size in sizes], list(sizes.values())))
+    fitting = [crop for crop in COMMON_CROPS if crop <= shorter and crop % patch_size == 0]
+    return fitting[-1] if fitting else max(patch_size, int(shorter // patch_size) * patch_size)

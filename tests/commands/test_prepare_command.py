@@ -1,0 +1,203 @@
+"""From folders as people have them to a recipe that trains at once."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from launching import parse
+from PIL import Image
+
+from benchmark.__main__ import main
+from benchmark.errors import UserError, as_sentence
+from benchmark.training.loop import train
+
+SIZE = (70, 90)
+
+
+def ids(number: int, *values: int) -> np.ndarray:
+    """A label map of stripes of `values`, shifted by `number`."""
+    return np.resize(np.roll(np.repeat(values, SIZE[1] // len(values) + 1), number)[: SIZE[1]], SIZE).astype(np.uint8)
+
+
+def photo(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (*SIZE, 3), np.uint8))
+
+
+def save(path: Path, image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+
+
+def palette_map(array: np.ndarray) -> Image.Image:
+    image = Image.fromarray(array)
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    return image
+
+
+COLORS = np.array([[0, 0, 0], [200, 30, 30], [30, 30, 200], [255, 255, 255]], np.uint8)
+
+
+def plain_ids(root, number):
+    save(root / "images" / f"{number}.jpg", photo(number))
+    save(root / "labels" / f"{number}.png", ids(number, 0, 1, 2, 255))
+
+
+def shifted_ids(root, number):
+    save(root / "images" / f"{number}.png", photo(number))
+    save(root / "labels" / f"{number}_L.png", ids(number, 1, 2, 5))
+
+
+def palette(root, number):
+    save(root / "images" / f"{number}.jpg", photo(number))
+    save(root / "labels" / f"{number}.png", palette_map(ids(number, 0, 1, 2)))
+    (root / "classes.txt").write_text("sky\nroad\ncar\n")
+
+
+def rgb_with_void(root, number):
+    array = ids(number, 0, 1, 2)
+    array[:1, :3] = 3  # a few white pixels
+    array[array == 0] = 1 if number == 99 else 0
+    save(root / "images" / f"{number}.jpg", photo(number))
+    save(root / "labels" / f"{number}.png", COLORS[array])
+
+
+def binary_mask(root, number):
+    save(root / "images" / f"{number}.jpg", photo(number))
+    save(root / "labels" / f"{number}_mask.png", ids(number, 0, 1) * 255)
+
+
+def cityscapes_tree(root, number):
+    name = f"aachen/aachen_{number:06}_000019"
+    save(root / "images" / f"{name}_leftImg8bit.png", photo(number))
+    labels = ids(number, 7, 8, 26, 3)
+    save(root / "labels" / f"{name}_gtFine_labelIds.png", labels)
+    save(root / "labels" / f"{name}_gtFine_color.png", np.stack([labels] * 3, -1))
+    (root / "labels" / f"{name}_gtFine_polygons.json").write_text("{}")
+
+
+def names_with_spaces(root, number):
+    save(root / "images" / f"Straße 街 {number}.jpg", photo(number))
+    save(root / "labels" / f"Straße 街 {number}.png", ids(number, 0, 1, 2))
+
+
+KINDS = {
+    "plain_ids": (plain_ids, "numbers", ["class 0", "class 1", "class 2"]),
+    "shifted_ids": (shifted_ids, "numbers", ["class 1", "class 2", "class 5"]),
+    "palette": (palette, "palette indices", ["sky", "road", "car"]),
+    "rgb_with_void": (rgb_with_void, "RGB colours", ["color 0,0,0", "color 30,30,200", "color 200,30,30"]),
+    "binary_mask": (binary_mask, "masks of 0 and 255", ["background", "object"]),
+    "cityscapes_tree": (cityscapes_tree, "numbers", ["road", "sidewalk", "car"]),
+    "names with spaces": (names_with_spaces, "numbers", ["class 0", "class 1", "class 2"]),
+}
+
+
+def prepare(tmp_path, root, *more) -> dict:
+    """The recipe that the command writes."""
+    output = tmp_path / "my.yaml"
+    main(
+        ["prepare", "--images", str(root / "images"), "--labels", str(root / "labels"), "--output", str(output), *more]
+    )
+    return yaml.safe_load(output.read_text())
+
+
+def on_own(tiny, tmp_path) -> list[str]:
+    """The written recipe, with the tiny model and steps of the tests."""
+    return ["--recipe", str(tmp_path / "my.yaml"), *tiny[1:], "--data.train", "folder", "--data.val", "[folder]"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_as_people_have_it_trains_at_once(kind, tiny, tmp_path, capsys):
+    write, label_kind, classes = KINDS[kind]
+    root = tmp_path / kind
+    for number in range(6):
+        write(root, number)
+    recipe = prepare(tmp_path, root)
+    printed = capsys.readouterr().out
+    assert "train: 6 pairs" in printed and f"labels: {label_kind}" in printed
+    custom = recipe["data"]["custom"]
+    assert custom["classes"] == classes and custom["val_share"] == 0.2 and custom["name"] == "my"
+    assert Image.open(tmp_path / "my.jpg").width > 200
+    assert re.search(r"accelerate launch --quiet train\.py --recipe \S*my\.yaml", printed)
+    results = train(parse([*on_own(tiny, tmp_path), "--train.steps", "2"]))
+    assert list(results["iou"]) == classes and results["dataset"] == "my"
+
+
+def test_what_was_assumed_is_a_comment(tmp_path):
+    for kind, words in (("binary_mask", "masks of 0 and 255 are background"), ("plain_ids", "255 is no class and is")):
+        for number in range(3):
+            KINDS[kind][0](tmp_path / kind, number)
+        prepare(tmp_path, tmp_path / kind)
+        text = (tmp_path / "my.yaml").read_text()
+        assert re.search(rf"^# Assumed: .*{words}", text, re.M)
+        (tmp_path / "my.yaml").unlink()
+
+
+def test_validation_folders_of_ones_own(tiny, tmp_path):
+    for number in range(4):
+        plain_ids(tmp_path / "a", number)
+        plain_ids(tmp_path / "b", number + 4)
+    val = ["--val_images", str(tmp_path / "b/images"), "--val_labels", str(tmp_path / "b/labels")]
+    recipe = prepare(tmp_path, tmp_path / "a", *val)
+    assert "val_share" not in recipe["data"]["custom"]
+    results = train(parse([*on_own(tiny, tmp_path), "--train.steps", "1"]))
+    assert results["datasets"]["folder"]["fingerprint"]["counts"] == {"train": 4, "validation": 4}
+
+
+def test_three_faults_are_said_in_one_run(tmp_path):
+    """Labels half the size of their image, a label without an image, and a file that is no image."""
+    for number in range(3):
+        plain_ids(tmp_path, number)
+    save(tmp_path / "labels/0.png", ids(0, 0, 1, 2)[::2, ::2])
+    save(tmp_path / "labels/extra.png", ids(0, 0, 1))
+    (tmp_path / "images/1.jpg").write_bytes(b"<html>")
+    with pytest.raises(UserError) as error:
+        prepare(tmp_path, tmp_path)
+    lines = str(error.value).split("\n")
+    assert lines[0].startswith("3 problem(s)") and len(lines) == 4
+    for words in ("0.png in .* is 45x35 pixels but its image 90x70: resize", "extra.png has no image", "is a web page"):
+        assert any(re.search(words, line) for line in lines[1:]), words
+    assert not (tmp_path / "my.yaml").exists()
+
+
+def test_classes_from_files_that_tools_write(tmp_path):
+    texts = {
+        "labelmap.txt": "# label:color_rgb:parts:actions\nground:0,0,0::\nred:200,30,30::\nblue:30,30,200::\n",
+        "class_dict.csv": "name,r,g,b\nground,0,0,0\nred,200,30,30\nblue,30,30,200\n",
+        "meta.json": '{"classes": [{"title": "ground", "color": "#000000"}, {"title": "red", "color": "#C81E1E"}, '
+        '{"title": "blue", "color": "#1E1EC8"}]}',
+    }
+    for number, (name, text) in enumerate(texts.items()):
+        root = tmp_path / str(number)
+        for index in range(2):
+            save(root / "images" / f"{index}.jpg", photo(index))
+            save(root / "labels" / f"{index}.png", COLORS[ids(index, 0, 1, 2)])
+        (root / name).write_text(text)
+        recipe = prepare(tmp_path, root)
+        assert recipe["data"]["custom"]["classes"] == ["ground", "blue", "red"]
+        assert f"The names are from {name}." in (tmp_path / "my.yaml").read_text()
+        (tmp_path / "my.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Name what to prepare"),
+        (["--images", "a"], "Images and labels go together"),
+        (["--images", "nowhere", "--labels", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, words):
+    with pytest.raises(Exception) as error:
+        main(["prepare", *arguments])
+    sentence = as_sentence(error.value)
+    assert sentence and words in sentence and "\n" not in sentence
+
+
+def test_pictures_are_no_label_maps(tmp_path):
+    for number in range(2):
+        save(tmp_path / "images" / f"{number}.png", photo(number))
+        save(tmp_path / "labels" / f"{number}.png", photo(number + 9))
+    with pytest.raises(Exception, match="different colours, so they are pictures"):
+        prepare(tmp_path, tmp_path)
