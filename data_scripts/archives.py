@@ -2,141 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import stat
 import tarfile
 import tempfile
-import unicodedata
 import zipfile
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
-from data_scripts.errors import DatasetError, printable
+from data_scripts.archive import Archive, Entry, Member
+from data_scripts.errors import DatasetError
 
-MAX_MEMBER_BYTES = 256 * 2**20  # far above any image of the official archives (8 MiB), far below a machine's memory
-MAX_ENTRIES = 1_000_000  # of one archive; each takes 200 bytes of memory
 ENCRYPTED, DEFLATE64 = 0x1, 9  # the general purpose flag of a zip entry with a password; Windows' compression method
 TAR_BLOCK = 512
-SYSTEM_NAMES = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", "System Volume Information")
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.zst", ".tzst")
 FOREIGN = {b"Rar!": "a RAR archive", b"7z\xbc\xaf": "a 7z archive", b"\xfd7zX": "an xz archive"}
-
-
-class MissingArchive(DatasetError):
-    """An archive is not where it was looked for."""
-
-
-class Member(NamedTuple):
-    """One file inside an archive: names only, so that it travels to worker processes."""
-
-    archive: str
-    name: str
-
-    def __str__(self) -> str:
-        return printable(f"{self.name} in {self.archive}")
-
-
-class Entry(NamedTuple):
-    """What an archive's index says about a member: `size` in bytes, `stamp` tells two contents of equal size apart.
-
-    `stored` is the name inside the archive, which the member's own name may normalise.
-    """
-
-    size: int
-    stamp: int
-    offset: int = 0
-    stored: str = ""
-
-
-def natural_order(member: Member) -> tuple[int, str]:
-    """Sort key: the first number in the member's whole path, then the path."""
-    number = re.search(r"\d+", member.name)
-    return int(number.group()) if number else -1, member.name
-
-
-def plain_name(name: str) -> str:
-    """A member's name with forward slashes, without a leading `./` or `/`, its letters composed (Unicode's NFC)."""
-    name = re.sub(r"^(\./|/)+", "", re.sub(r"/+", "/", name.replace("\\", "/")))
-    return unicodedata.normalize("NFC", name)
-
-
-def is_system_file(name: str) -> bool:
-    """Whether a name is one of an operating system or a tool: a hidden file or folder, a thumbnail, a resource fork."""
-    return any(part.startswith(".") or part in SYSTEM_NAMES for part in name.split("/"))
-
-
-class Archive(ABC):
-    """An opened archive: `entries` is its index of regular files by name; use it as a context manager.
-
-    Attributes:
-        skipped: how many files were left out, by the reason.
-    """
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        """Raises MissingArchive where nothing is at `path`, DatasetError where it cannot be trusted."""
-        self.path = str(path)
-        if not os.path.exists(self.path):
-            raise MissingArchive(f"{self.path} does not exist: put the archive there.")
-        self.entries: dict[str, Entry] = {}
-        self.skipped: Counter[str] = Counter()
-        self.duplicates: set[str] = set()  # names with two contents
-
-    @abstractmethod
-    def _read(self, entry: Entry) -> bytes: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def read(self, name: str) -> bytes:
-        """The bytes of member `name`; DatasetError where they are missing, too many or not as declared."""
-        member = Member(self.path, name)
-        if name not in self.entries:
-            raise DatasetError(f"{member} is missing: download the archive again.")
-        if name in self.duplicates:
-            raise DatasetError(f"{member} is there twice: remove one of them, or download the archive again.")
-        size = self.entries[name].size
-        if size > MAX_MEMBER_BYTES:
-            limit = MAX_MEMBER_BYTES // 2**20
-            raise DatasetError(
-                f"{member} declares {size} bytes, over the cap of {limit} MiB: cut a large image into tiles, as by "
-                "'gdal_retile.py -ps 4096 4096 -targetDir tiles large.tif'."
-            )
-        data = self._read(self.entries[name])
-        if len(data) != size:
-            raise DatasetError(f"{member} has {len(data)} bytes but declares {size}: download the archive again.")
-        return data
-
-    def digest(self, stamps: bool = True) -> str:
-        """Hex digest of the index: every member's name and size, and its stamp if `stamps`."""
-        index = hashlib.sha256()
-        for name in sorted(self.entries):
-            entry = self.entries[name]
-            stamp = entry.stamp if stamps else ""
-            index.update(f"{name}\0{entry.size}\0{stamp}\n".encode(errors="surrogateescape"))
-        return index.hexdigest()
-
-    def _add(self, stored: str, entry: Entry) -> None:
-        name = plain_name(stored)
-        if is_system_file(name):
-            self.skipped["hidden or system files"] += 1
-            return
-        other = self.entries.get(name)
-        if other and (other.size, other.stamp) != (entry.size, entry.stamp):
-            self.duplicates.add(name)
-        self.entries[name] = entry._replace(stored=stored)
-        if len(self.entries) > MAX_ENTRIES:
-            raise DatasetError(f"{self.path} has more than {MAX_ENTRIES:,} files: split it into several archives.")
 
 
 class Zip(Archive):
@@ -145,9 +25,7 @@ class Zip(Archive):
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path)
         try:
-            count = zip_entry_count(self.path)
-            if count > MAX_ENTRIES:
-                raise DatasetError(f"{self.path} has {count:,} files, over {MAX_ENTRIES:,}: split it into several.")
+            self.check_count(zip_entry_count(self.path))
             self._zip = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
             if isinstance(error, DatasetError):
@@ -159,7 +37,7 @@ class Zip(Archive):
         try:
             for info in self._zip.infolist():
                 if not (info.is_dir() or stat.S_ISLNK(info.external_attr >> 16)):
-                    self._add(info.filename, Entry(info.file_size, info.CRC))
+                    self.add(info.filename, Entry(info.file_size, info.CRC))
         except BaseException:
             self.close()
             raise
@@ -202,7 +80,7 @@ class Tar(Archive):
 
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(path)
-        self._file = open(self.path, "rb")  # noqa: SIM115 - close() closes it
+        self._file: IO[bytes] = open(self.path, "rb")  # noqa: SIM115 - close() closes it
         try:
             if self.path.lower().endswith(COMPRESSED_TARS):
                 self._file = decompressed(self._file, self.path)
@@ -222,9 +100,9 @@ class Tar(Archive):
     def _read_index(self) -> None:
         with tarfile.open(fileobj=self._file, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # which would grow with entries that nobody asked for
+                tar.members.clear()  # type: ignore[attr-defined]  # it would grow with entries that nobody asked for
                 if info.isreg() and not info.issparse():
-                    self._add(info.name, Entry(info.size, whole_number(info.mtime), info.offset_data))
+                    self.add(info.name, Entry(info.size, whole_number(info.mtime), info.offset_data))
             end = tar.offset
         # A tar cut at a member's border reads without an error; only the closing zero block shows it.
         self._file.seek(end)
@@ -282,7 +160,7 @@ class Folder(Archive):
                 except FileNotFoundError:
                     self.skipped["links to nothing"] += 1
                     continue
-                self._add(name, Entry(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)))
+                self.add(name, Entry(status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)))
 
     def _read(self, entry: Entry) -> bytes:
         with open(os.path.join(self.path, entry.stored), "rb") as stream:
@@ -326,10 +204,3 @@ class Reader:
     def __exit__(self, *exception: object) -> None:
         for archive in self._open.values():
             archive.close()
-
-
-def members_under(archive: Archive, folder: str, suffix: str | tuple[str, ...]) -> Iterable[Member]:
-    """The members below `folder` whose names end in `suffix`."""
-    for name in archive.entries:
-        if name.startswith(folder) and name.endswith(suffix):
-            yield Member(archive.path, name)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from data_scripts.archives import Archive, members_under
+from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule
 from data_scripts.listing import Download, Sample, base_name, keyed, pair

@@ -56,11 +56,11 @@ class Custom:
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """One 8-bit RGB colour a class."""
         if self.colors is not None:
-            return tuple(tuple(color) for color in self.colors)
+            return tuple((red, green, blue) for red, green, blue in self.colors)
         colors = list(default_colors(len(self.classes)))
         rule = self.rule()
         if rule.colors:
-            for raw, train_id in reversed(rule.train_ids.items()):  # of several colours of a class, the first
+            for raw, train_id in reversed(list(rule.train_ids.items())):  # of several colours of a class, the first
                 if train_id != IGNORE:
                     colors[train_id] = (raw >> 16, raw >> 8 & 255, raw & 255)
         return tuple(colors)
@@ -105,7 +105,8 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
             raise DatasetError(f"data.custom has no key {key!r}: the nearest is {nearest!r}.")
-    custom = Custom(**{key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
+    custom = Custom(**values)
     if custom.label_mapping is not None:
         custom.rule()  # before keys that differ as numbers and strings become one
         # YAML gives numbers and a saved recipe strings, but the digest must be the same.

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_scripts.archives import Archive, Member, MissingArchive, open_archive, plain_name
+from data_scripts.archive import Archive, Member, MissingArchive, plain_name
+from data_scripts.archives import open_archive
 from data_scripts.custom import Custom, parse_custom
 from data_scripts.errors import DatasetError
 from data_scripts.listing import Listing, Sample, Source, archive_record, natural_pairs

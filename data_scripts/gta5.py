@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_scripts.archives import Archive, members_under
+from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.cityscapes import COLORS, LABEL_IDS, NAMES
 from data_scripts.listing import Download, Sample, Source, base_name, keyed, pair

@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from data_scripts.archives import MissingArchive
-from data_scripts.builder import Pair
+from data_scripts.archive import MissingArchive
+from data_scripts.counts import Pair
 from data_scripts.custom import Custom, parse_custom
 from data_scripts.errors import DatasetError
 from data_scripts.listing import Listing, Source

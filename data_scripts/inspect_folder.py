@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_scripts.archives import Archive, Member, Reader, natural_order, open_archive
+from data_scripts.archive import Archive, Member, natural_order
+from data_scripts.archives import Reader, open_archive
 from data_scripts.cityscapes import CLASSES as CITYSCAPES
 from data_scripts.errors import DatasetError
 from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
 from data_scripts.images import check_image, decode_labels
-from data_scripts.labels import IGNORE
 
 CLASS_FILES = (
     "classes.txt",
@@ -30,7 +30,6 @@ CLASS_FILES = (
     "meta.json",
 )
 MAX_CLASSES = 200  # distinct values beyond which a map holds no classes but pictures
-COMMON_CROPS = (128, 256, 352, 512, 768, 1024)
 
 
 @dataclass
@@ -239,73 +238,3 @@ def read_class_file(file: Path, colors: bool) -> dict[int, str]:
         elif not colors and not named:
             names[number] = line
     return names
-
-
-def draft_recipe(found: Found) -> tuple[dict, list[str]]:
-    """data.custom for what was found, and what it assumes, as comments."""
-    notes, values = [], sorted(found.values)
-    custom: dict = {}
-    if found.kind == "binary":
-        custom |= {"classes": ["background", "object"], "label_mapping": {0: 0, 255: 1}}
-        notes.append("Assumed: masks of 0 and 255 are background and object. Without the mapping 255 would be ignored.")
-    elif found.kind == "colors":
-        classes, mapping = [], {}
-        for value in values:
-            key = f"{value >> 16},{value >> 8 & 255},{value & 255}"
-            if found.names and value not in found.names:
-                mapping[key] = IGNORE
-                notes.append(f"Assumed: the colour {key}, which {found.names_from} does not name, is ignored.")
-            elif not found.names and value in (0, 0xFFFFFF) and len(values) > 2 and is_rim(found, value):
-                mapping[key] = IGNORE
-                notes.append(f"Assumed: the colour {key} is void and ignored, because it has few pixels.")
-            else:
-                mapping[key] = len(classes)
-                classes.append(found.names.get(value, f"color {key}"))
-        custom |= {"classes": merge_names(classes), "label_mapping": mapping}
-    else:
-        known = [value for value in values if value != IGNORE]
-        if found.names:
-            named = [value for value in known if value in found.names]
-            unnamed = [value for value in known if value not in found.names]
-            custom["classes"] = merge_names([found.names[value] for value in named])
-            if named != list(range(len(named))) or unnamed:
-                custom["label_mapping"] = {value: index for index, value in enumerate(named)}
-                custom["label_mapping"] |= dict.fromkeys(unnamed, IGNORE)
-            for value in unnamed:
-                notes.append(f"Assumed: the value {value}, which {found.names_from} does not name, is ignored.")
-        else:
-            custom["classes"] = [f"class {value}" for value in known]
-            notes.append("Named by their values, because no classes.txt was found: write the classes' names here.")
-            if known != list(range(len(known))):
-                custom["label_mapping"] = {value: index for index, value in enumerate(known)}
-        if IGNORE in values:
-            custom["ignore_id"] = IGNORE
-            notes.append("Assumed: 255 is no class and is ignored.")
-            if "label_mapping" in custom or len(known) == 1:
-                custom["label_mapping"] = {**custom.get("label_mapping", {known[0]: 0}), IGNORE: IGNORE}
-    if found.names_from:
-        notes.append(f"The names are from {found.names_from}.")
-    custom |= {"image_suffix": found.image_suffix, "label_suffix": found.label_suffix}
-    return {key: value for key, value in custom.items() if value != ""}, notes
-
-
-def is_rim(found: Found, value: int) -> bool:
-    """Whether a value has so few pixels that it may be a border between the others: under 5 %."""
-    return found.values[value] < 0.05 * sum(found.values.values())
-
-
-def merge_names(names: Sequence[str]) -> list[str]:
-    """The names, each made different from those before it."""
-    seen: Counter[str] = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name} {seen[name]}")
-    return result
-
-
-def fitting_crop(sizes: Mapping[tuple[int, int], int], patch_size: int) -> int:
-    """A square crop for images of these sizes: the largest common one that is not above the median shorter side."""
-    shorter = np.median(np.repeat([min(size) for size in sizes], list(sizes.values())))
-    fitting = [crop for crop in COMMON_CROPS if crop <= shorter and crop % patch_size == 0]
-    return fitting[-1] if fitting else max(patch_size, int(shorter // patch_size) * patch_size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_scripts.archives import Archive, Member, MissingArchive, natural_order
+from data_scripts.archive import Archive, Member, MissingArchive, natural_order
 from data_scripts.errors import DatasetError
 from data_scripts.labels import LabelRule
 

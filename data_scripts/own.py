@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_scripts.builder import Counts, SegmentationBuilder
+from data_scripts.builder import SegmentationBuilder
+from data_scripts.counts import Counts
 from data_scripts.custom import Custom
 from data_scripts.errors import DatasetError
 from data_scripts.labels import IGNORE

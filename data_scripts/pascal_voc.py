@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from data_scripts.archives import Archive, Member, natural_order
+from data_scripts.archive import Archive, Member, natural_order
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.errors import DatasetError
 from data_scripts.labels import IGNORE, LabelRule

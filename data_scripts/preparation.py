@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_scripts.archives import MissingArchive
+from data_scripts.archive import MissingArchive
 from data_scripts.errors import DatasetError
 from data_scripts.listing import Source
 

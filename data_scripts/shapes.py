@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_scripts.builder import Pair, SegmentationBuilder
+from data_scripts.builder import SegmentationBuilder
+from data_scripts.counts import Pair
 from data_scripts.images import encode_png
 from data_scripts.labels import LabelRule
 from data_scripts.listing import Listing, Source

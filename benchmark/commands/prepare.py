@@ -6,6 +6,7 @@ With a recipe: build the datasets that it names, without training, and print wha
 look at them, write a recipe that trains on them, and draw a sheet of images under their labels.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,14 +50,14 @@ def prepare(recipe: Recipe) -> None:
 
 def draft(own) -> None:
     """Look at folders, print what they hold, and write the recipe and the sheet."""
-    from data_scripts.inspect_folder import draft_recipe, fitting_crop, inspect
+    from data_scripts.draft_recipe import draft_recipe, fitting_crop
+    from data_scripts.inspect_folder import inspect
 
     if not (own.images and own.labels) or bool(own.val_images) != bool(own.val_labels):
         raise UserError("Images and labels go together: name both folders of each split.")
-    places = {"train": (own.images, own.labels)}
+    places = {"train": (os.path.abspath(own.images), os.path.abspath(own.labels))}
     if own.val_images:
-        places["validation"] = (own.val_images, own.val_labels)
-    places = {split: tuple(str(Path(place).absolute()) for place in pair) for split, pair in places.items()}
+        places["validation"] = (os.path.abspath(own.val_images), os.path.abspath(own.val_labels))
     found = inspect(places)
     custom, notes = draft_recipe(found)
     for split, short in (("train", "train"), ("validation", "val")):

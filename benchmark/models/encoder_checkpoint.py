@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +19,18 @@ from torch import Tensor, nn
 from .encoder import Encoder
 from .errors import ModelError
 
+FIRST_BLOCK = "blocks.0.norm1.weight"  # every transformer in timm's layout has it
+
 
 class LoadReport(NamedTuple):
     """Where the weights came from, and the keys that the encoder has no place for (heads, necks, mask tokens)."""
 
     source: str
     leftover: list[str]
+
+    def __str__(self) -> str:
+        rest = f"; left out: {_listed(self.leftover, '{}')}" if self.leftover else ""
+        return f"encoder weights from {self.source}{rest}"
 
 
 def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoint: str | None = None) -> LoadReport:
@@ -51,10 +57,37 @@ def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoin
         source, weights = _download(encoder.name)
     else:
         return LoadReport("random", [])
+    return fill_encoder(encoder, weights, source)
+
+
+def fill_encoder(encoder: Encoder, weights: Mapping[str, object], source: str) -> LoadReport:
+    """Fill the encoder with `weights` as `load_encoder_weights` does; `source` is what an error calls them."""
+    weights, others = _without_prefix(weights)
     weights = _convert(weights, encoder)
     leftover = _check_fit(weights, encoder, source)
     encoder.backbone.load_state_dict(weights, strict=False)
-    return LoadReport(source, leftover)
+    return LoadReport(source, leftover + others)
+
+
+def _without_prefix(weights: Mapping[str, object]) -> tuple[dict[str, object], list[str]]:
+    """The encoder's weights without what a trainer puts before their names, and the other keys.
+
+    Trainers write backbone.*, encoder.*, module.*, teacher.backbone.* and more, and this project encoder.backbone.*;
+    of a teacher and a student the teacher's are meant.
+    """
+    flat = dict(_flatten(weights))
+    found = [key.removesuffix(FIRST_BLOCK) for key in flat if key.endswith(FIRST_BLOCK)]
+    prefix = min(found, key=lambda p: ("teacher" not in p and "ema" not in p, len(p)), default="")
+    own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+    return own, [key for key in flat if not key.startswith(prefix)]
+
+
+def _flatten(weights: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in weights.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ class LinearHead(nn.Module):
 
     title = "linear"
     main_output = "logits"
+    class_layer_name = "classifier"
 
     def __init__(self, embed_dim: int, num_labels: int, grid_size: tuple[int, int]):
         super().__init__()

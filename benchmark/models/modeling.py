@@ -11,8 +11,9 @@ from .errors import ModelError
 from .linear_head import LinearHead
 from .mask2former_head import Mask2FormerHead
 
-# A head has `title`, `main_output` (the first key of its outputs), forward (tokens to predictions), loss, outputs and
-# semantic_logits, as LinearHead documents them, and `blocks` where it has blocks to compile one by one.
+# A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
+# class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
+# where it has blocks to compile one by one.
 HEADS = {"linear": LinearHead, "mask2former": Mask2FormerHead}
 
 

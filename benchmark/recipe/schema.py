@@ -115,6 +115,7 @@ class Model:
     patch_size: PositiveInt = key(16, "pixels; the pretrained patch embedding is resampled to it")
     pretrained: bool = key(True, "timm's weights; false: random ones", ENCODER)
     checkpoint: str | None = key(None, "a file of encoder weights, in place of timm's", ENCODER)
+    init_from: str | None = key(None, "a trained model to start from: a run or model folder, or user/name on the Hub")
     freeze_encoder: bool = key(False, "train the head alone")
     image_mean: list[float] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     image_std: list[PositiveFloat] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
@@ -165,6 +166,7 @@ class Train:
     log_every: PositiveInt = key(50, "steps", MACHINE)
     checkpoint_every: PositiveInt = key(1_000, "steps", MACHINE)
     keep_checkpoints: PositiveInt = key(2, "checkpoints that are kept", MACHINE)
+    keep_best: bool = key(False, "keep the model of the best validation in model_best/, chosen on its data", MACHINE)
 
 
 @dataclass(frozen=True)

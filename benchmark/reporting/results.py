@@ -115,8 +115,8 @@ def score_table(scores: Mapping[str, Any]) -> str:
     """The IoU of each class and their mean, in per cent, as a table to print."""
     rows = _rows(list(scores["iou"].items()))
     last = _rows([("mean IoU", scores["mean_iou"]), ("pixel accuracy", scores["pixel_accuracy"])])
-    lines = format_table([*rows, *last]).splitlines()
-    lines.insert(len(rows), "-" * max(map(len, lines)))
+    lines = format_table([*rows, *last], ("class", "IoU in %")).splitlines()
+    lines.insert(len(rows) + 1, "-" * max(map(len, lines)))
     if scores["absent_classes"]:
         lines.append(f"left out of the mean, having neither label nor prediction: {scores['absent_classes']} classes")
     return "\n".join(lines)

@@ -6,10 +6,13 @@ import json
 import logging
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from tqdm.auto import tqdm
 
 from benchmark.errors import UserError
 from benchmark.recipe.identity import difference
@@ -19,7 +22,7 @@ logger = logging.getLogger(__name__)
 RECIPE, RESULTS, CONFUSION, METRICS = "recipe.yaml", "results.json", "confusion.npz", "metrics.jsonl"
 CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
 PREEMPTED = "preempted.json"
-LOCK = ".lock"
+LOCK, LOG, BEST = ".lock", "run.log", "model_best"
 
 
 class RunFolder:
@@ -33,6 +36,7 @@ class RunFolder:
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path, self.identity = path, identity
         self.lock: IO[str] | None = None
+        self.said: list[str] = []  # before the folder was claimed
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -93,6 +97,22 @@ class RunFolder:
             raise UserError(f"{self} was finished by another process meanwhile: run the same command for its results.")
         (self / PREEMPTED).unlink(missing_ok=True)
         write_atomically(self / RECIPE, recipe_yaml.encode())
+        self.log("\n".join(self.said))
+
+    def say(self, text: str) -> None:
+        """Print a text beside the progress bar, and note it for run.log; on the main process."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if self.lock:
+            self.log(text)
+        else:
+            self.said.append(text)
+
+    def log(self, text: str) -> None:
+        """Append a text to run.log, which holds what the console showed."""
+        if text:
+            with writing(self / LOG), (self / LOG).open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
 
     def close(self) -> None:
         """Give the folder up; the end of the process does it, too."""

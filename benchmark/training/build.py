@@ -23,6 +23,7 @@ from benchmark.reporting.reporter import Reporter
 from benchmark.reporting.results import describe_experiment
 from benchmark.reporting.run_folder import RunFolder
 from benchmark.training.checkpoint import Progress
+from benchmark.training.init_from import start_from
 from benchmark.training.launch import num_cores
 from benchmark.training.memory import plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
@@ -104,21 +105,30 @@ def check_model(recipe: Recipe) -> tuple[int, int]:
         return parameter_counts(SegmentationModel(model_config(recipe, classes, None)))
 
 
-def build_model(recipe: Recipe, dataset: PreparedDataset, *, load_weights: bool = True) -> SegmentationModel:
-    """The model with its first weights: the encoder's pretrained or random ones, and a head drawn from the seed.
+def build_model(
+    recipe: Recipe, dataset: PreparedDataset, *, load_weights: bool = True
+) -> tuple[SegmentationModel, list[str]]:
+    """The model with its first weights, and lines that say where they are from.
+
+    The encoder has pretrained or random weights, the head is drawn from the seed; with model.init_from both start from
+    a trained model.
 
     Args:
         load_weights: false where a checkpoint will replace them.
     """
     torch.manual_seed(recipe.seed)
     model = SegmentationModel(model_config(recipe, dataset.classes, dataset.colors))
-    if load_weights and (recipe.model.pretrained or recipe.model.checkpoint):
-        load_encoder_weights(model.encoder, pretrained=recipe.model.pretrained, checkpoint=recipe.model.checkpoint)
+    lines = []
+    if load_weights and recipe.model.init_from:
+        lines = start_from(model, recipe.model.init_from)
+    elif load_weights:
+        pretrained, checkpoint = recipe.model.pretrained, recipe.model.checkpoint
+        lines = [str(load_encoder_weights(model.encoder, pretrained=pretrained, checkpoint=checkpoint))]
     # What FSDP gathers at once: a block; the rest it keeps with the model, whose parts are not all called by forward.
     model._no_split_modules = sorted({type(block).__name__ for block in model.blocks})
     if recipe.train.compile:
         model.compile_blocks()
-    return model
+    return model, lines
 
 
 def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, accelerator: Accelerator) -> Step:

@@ -50,6 +50,8 @@ class Progress:
     train_seconds: float = 0.0
     logged_seconds: float = 0.0  # train_seconds at the last line of metrics
     eval_seconds: float = 0.0
+    best: float = -1.0  # the best mIoU so far, of the first validation dataset
+    best_step: int = 0
     digest: str = ""  # of the training data
     scaler: dict = field(default_factory=dict)  # of fp16's gradients
 

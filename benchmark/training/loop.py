@@ -1,5 +1,6 @@
 """The loop: a recipe in, a run folder out."""
 
+import json
 import os
 from contextlib import closing
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from benchmark.data.loaders import training_loader
-from benchmark.errors import UserError, report_error
+from benchmark.errors import UserError, as_sentence, report_error
 from benchmark.evaluation.loop import Evaluation
 from benchmark.recipe.identity import identity, identity_hash
 from benchmark.recipe.schema import Recipe
+from benchmark.reporting.model_folder import save_model
 from benchmark.reporting.reporter import Reporter
 from benchmark.reporting.results import score_table
-from benchmark.reporting.run_folder import CHECKPOINTS, PREEMPTED, RunFolder
+from benchmark.reporting.run_folder import BEST, CHECKPOINTS, PREEMPTED, RunFolder, write_atomically
 from benchmark.training import build
 from benchmark.training.checkpoint import (
     Checkpoint,
@@ -28,7 +30,7 @@ from benchmark.training.losses import Losses
 from benchmark.training.memory import explain_out_of_memory, plan_steps
 from benchmark.training.preemption import Preempted, Preemption
 from benchmark.training.step import Step, is_due
-from data_scripts.builder import CONTENT
+from data_scripts.counts import CONTENT
 from data_scripts.errors import DatasetError
 from data_scripts.preparation import PreparedDataset
 from data_scripts.report import format_report
@@ -52,14 +54,15 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     pusher = build.build_pusher(recipe, accelerator, folder)
     with closing(folder), Preemption(accelerator, folder / PREEMPTED) as preemption:
         datasets = build.prepare_datasets(recipe, accelerator)
-        accelerator.print("\n\n".join(f"{name}\n{format_report(dataset)}" for name, dataset in datasets.items()))
+        say = folder.say if accelerator.is_main_process else lambda text: None
+        say("\n\n".join(f"{name}\n{format_report(dataset)}" for name, dataset in datasets.items()))
         checkpoint = find_checkpoint(folder / CHECKPOINTS, accelerator, identity_hash(recipe))
-        model = build.build_model(recipe, datasets[recipe.data.train], load_weights=checkpoint is None)
+        model, origins = build.build_model(recipe, datasets[recipe.data.train], load_weights=checkpoint is None)
         model.train().to(accelerator.device)
         on_main_process(accelerator, lambda: folder.claim(recipe.to_yaml(), resume))
 
         plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
-        accelerator.print(describe_processes(accelerator, plan, recipe.train.precision))
+        say("\n".join([*origins, describe_processes(accelerator, plan, recipe.train.precision)]))
         step = build.build_step(recipe, model, plan, accelerator)
         progress = load_progress(checkpoint, step, datasets[recipe.data.train], folder)
         del checkpoint  # which holds all weights and moments
@@ -73,10 +76,12 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
             end_early(reporter, Preempted())
             raise
         except Exception as error:
+            if accelerator.is_main_process and folder.path.is_dir():
+                folder.log(f"error: {as_sentence(error) or error}")
             end_early(reporter, error)
             raise
         results = reporter.finish(evaluations, gather_weights(accelerator, step.model))
-    accelerator.print(f"{score_table(results)}\nThe model, its results and its logs are in {folder}.")
+        say(f"{score_table(results)}\nThe model, its results and its logs are in {folder}.")
     accelerator.end_training()
     return results
 
@@ -128,6 +133,7 @@ def run_steps(
             reporter.log_training(step.set_rates(number))
         if evaluations:
             reporter.log_evaluations(evaluations)
+            note_best(recipe, step, progress, evaluations, folder)
         progress.logged_step = number
         if recipe.output.hub_model_id and number < settings.steps and number % push_every == 0:
             reporter.push(evaluations, gather_weights(step.accelerator, step.model))
@@ -155,6 +161,28 @@ def evaluate(
             num_samples=PANELS,
             any_process=preemption.any_process,
         )
+
+
+def note_best(
+    recipe: Recipe, step: Step, progress: Progress, evaluations: dict[str, Evaluation], folder: RunFolder
+) -> None:
+    """Say the score and the best one so far, and keep the best model where train.keep_best says so."""
+    score = next(iter(evaluations.values())).scores["mean_iou"]
+    if score is None:
+        return
+    if score > progress.best:
+        progress.best, progress.best_step = score, progress.step
+        if recipe.train.keep_best:
+            weights = gather_weights(step.accelerator, step.model)
+            if step.accelerator.is_main_process:
+                note = "chosen on the validation data, whose score is therefore too high"
+                chosen = {"step": progress.step, "mean_iou": score, "note": note}
+                (folder / BEST).mkdir(exist_ok=True)
+                write_atomically(folder / BEST / "chosen.json", json.dumps(chosen).encode())
+                save_model(folder / BEST, step.config, weights)  # whose sums are of all files
+    if step.accelerator.is_main_process:
+        best = f"{100 * progress.best:.2f} % at step {progress.best_step:,}"
+        folder.say(f"step {progress.step:,}: mIoU {100 * score:.2f} %, best {best}")
 
 
 def save(recipe: Recipe, step: Step, losses: Losses, progress: Progress, folder: RunFolder, reporter: Reporter) -> None:
@@ -195,7 +223,8 @@ def load_progress(checkpoint: Checkpoint | None, step: Step, dataset: PreparedDa
     progress.digest = digest  # an older version knew its archives' indexes alone
     if progress.scaler:
         step.accelerator.scaler.load_state_dict(progress.scaler)
-    step.accelerator.print(f"Resuming after step {progress.step} of {folder}.")
+    if step.accelerator.is_main_process:
+        folder.say(f"Resuming after step {progress.step} of {folder}.")
     return progress
 
 

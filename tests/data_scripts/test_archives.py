@@ -11,8 +11,8 @@ import zlib
 
 import pytest
 
-from data_scripts import archives
-from data_scripts.archives import Member, Reader, natural_order, open_archive
+from data_scripts.archive import Member, natural_order
+from data_scripts.archives import Reader, open_archive
 from data_scripts.errors import DatasetError
 from data_scripts.preparation import prepare
 
@@ -84,7 +84,7 @@ def test_a_size_that_is_not_the_declared_one(tmp_path, change):
 
 
 def test_a_member_above_the_cap(tmp_path, make, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr("data_scripts.archive.MAX_MEMBER_BYTES", 1000)
     for path in (make.zip(tmp_path / "x.zip", {"a": bytes(1001)}), make.tar(tmp_path / "x.tar", {"a": bytes(1001)})):
         refused(path, "a in", "cap")
 

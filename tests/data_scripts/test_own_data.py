@@ -307,7 +307,7 @@ def test_a_time_that_is_no_number_and_a_sparse_file_are_no_crash(tmp_path):
 
 
 def test_an_archive_of_too_many_entries_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_ENTRIES", 3)
+    monkeypatch.setattr("data_scripts.archive.MAX_ENTRIES", 3)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for number in range(4):
             archive.writestr(str(number), b"")

@@ -320,3 +320,24 @@ def test_gpu_equals_cpu_and_waits_once(labels):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sum("synchroniz" in str(wait.message) for wait in waits) == 1
+
+
+def test_the_parts_add_up_to_the_loss_and_follow_their_weights():
+    generator = torch.Generator().manual_seed(0)
+    predictions = Mask2FormerPredictions(
+        torch.randn(3, 2, 7, 6, generator=generator),
+        torch.randn(3, 2, 7, 16, generator=generator),
+        torch.randn(2, 16, 5, 7, generator=generator),
+    )
+    labels = torch.randint(0, 5, (2, 20, 28), generator=generator)
+    labels[1, 4:] = 255
+    loss, parts = loss_and_parts(predictions, labels, seed=0, num_points=128)
+    assert set(parts) == {"class", "mask", "dice"} and not any(part.requires_grad for part in parts.values())
+    torch.testing.assert_close(sum(parts.values()), loss)
+    weights = {"class": "class_weight", "mask": "mask_weight", "dice": "dice_weight"}
+    for name, weight in weights.items():
+        # With the other weights all but 0 the loss is that part, up to the matching, which its own costs decide.
+        others = {other: 1e-9 for part, other in weights.items() if part != name}
+        alone, own = loss_and_parts(predictions, labels, seed=0, num_points=128, **others)
+        torch.testing.assert_close(own[name], alone, rtol=1e-4, atol=1e-6)
+        assert (own[name] > 0).all(), weight

@@ -33,7 +33,7 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     names = {"recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "results.json", "confusion.npz"}
-    assert {path.name for path in folder.iterdir()} == names | {".lock"}
+    assert {path.name for path in folder.iterdir()} == names | {".lock", "run.log"}
     results = json.loads((folder / "results.json").read_text())
     assert "mean IoU" in done.stdout and f"{100 * results['mean_iou']:.2f}" in done.stdout
     assert results["step"] == 6 and results["encoder"] == "test_vit" and results["setting"] == "tiny"
@@ -282,3 +282,24 @@ def test_a_resume_loads_no_pretrained_weights_and_reads_its_checkpoint_once(tiny
         "optimizer.safetensors",
         "state.json",
     ]
+
+
+def test_the_console_and_run_log_say_each_score_and_the_best(tiny, tmp_path, capsys):
+    results = train(parse([*tiny, "--train.eval_every", "2", "--train.keep_best", "true"]))
+    printed, log = capsys.readouterr().out, (tmp_path / "run/run.log").read_text()
+    scores = [line["val/mean_iou"] for line in metrics(tmp_path / "run") if "val/mean_iou" in line]
+    for number, score in enumerate(scores):
+        best = max(scores[: number + 1])
+        line = f"step {2 * number + 2}: mIoU {100 * score:.2f} %, best {100 * best:.2f} % at step "
+        assert line in printed and line in log
+    for words in (
+        "train: 256 of 256 images",
+        "machine",
+        "IoU in %",
+        f"{100 * results['mean_iou']:.2f}",
+    ):
+        assert words in log and words in printed
+    chosen = json.loads((tmp_path / "run/model_best/chosen.json").read_text())
+    assert chosen["mean_iou"] == max(scores) and "chosen on the validation data" in chosen["note"]
+    main(["evaluate", "--model", str(tmp_path / "run/model_best"), "--output", str(tmp_path / "best.json")])
+    assert json.loads((tmp_path / "best.json").read_text())["mean_iou"] == max(scores)

@@ -1,0 +1,54 @@
+"""Starting from a trained model: its encoder, and of its head what the classes of both models share."""
+
+from pathlib import Path
+
+import torch
+
+from benchmark.models.encoder_checkpoint import fill_encoder
+from benchmark.models.modeling import SegmentationModel
+from benchmark.reporting.hub import model_folder
+from benchmark.reporting.model_folder import load_model
+from benchmark.reporting.run_folder import MODEL
+
+
+def start_from(model: SegmentationModel, name: str) -> list[str]:
+    """Fill `model` with the weights of another one; return lines that say what was taken and what was not.
+
+    Patch and position embeddings are resampled where crop or patch size differ. The head's layers are taken where both
+    have the same head of the same size, and of its class layer the rows of the classes that both have, by name.
+
+    Args:
+        name: a run folder, a model folder, or user/name on the Hub.
+
+    Raises:
+        UserError, ModelError: there is no such model, or its encoder is another one.
+    """
+    inside = Path(name) / MODEL
+    trained = load_model(model_folder(str(inside) if (inside / "config.json").exists() else name))
+    report = fill_encoder(model.encoder, trained.encoder.backbone.state_dict(), name)
+    return [str(report), _take_head(model, trained, name)]
+
+
+@torch.no_grad()
+def _take_head(model: SegmentationModel, trained: SegmentationModel, name: str) -> str:
+    ours, theirs = model.head.state_dict(), trained.head.state_dict()
+    layer = f"{model.head.class_layer_name}."
+    same_kind = model.config.head == trained.config.head and all(
+        key in theirs and (value.shape == theirs[key].shape or key.startswith(layer)) for key, value in ours.items()
+    )
+    if not same_kind:
+        return f"the head is new: that of {name} is another one ({trained.config.head})"
+    places = {trained.config.id2label[index]: index for index in range(trained.config.num_labels)}
+    classes = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    shared = [(index, places[label]) for index, label in enumerate(classes) if label in places]
+    if len(ours[layer + "weight"]) == len(classes) + 1:  # the last row is "no object"
+        shared.append((len(classes), trained.config.num_labels))
+    to, from_ = (list(column) for column in zip(*shared, strict=True)) if shared else ([], [])
+    for key, value in ours.items():
+        if key.startswith(layer):
+            value[to] = theirs[key][from_].to(value)
+        else:
+            value.copy_(theirs[key])
+    known = [label for label in classes if label in places]
+    new = [label for label in classes if label not in places]
+    return f"the head's rows from {name} for {', '.join(known) or 'no class'}; new: {', '.join(new) or 'none'}"
