@@ -103,8 +103,9 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
     known = [field.name for field in fields(Custom)]
     for key in keys:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise DatasetError(f"data.custom has no key {key!r}: the nearest is {nearest!r}.")
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"the nearest is {nearest[0]!r}." if nearest else f"its keys are {', '.join(known)}."
+            raise DatasetError(f"data.custom has no key {key!r}: {hint}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
     custom = Custom(**values)
     if custom.label_mapping is not None:

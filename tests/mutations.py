@@ -143,8 +143,8 @@ MUTATIONS = [
         "logged loss is the last step's",
         "benchmark/reporting/reporter.py",
         "sum(losses[name] for losses in progress.losses) / count",
-        "progress.losses[-1][name]",
-        "tests/training/test_training.py",
+        "count * progress.losses[-1][name] / count",
+        "tests/reporting/test_reporter.py",
     ),
     # losses and metric
     Mutation(
@@ -307,6 +307,49 @@ MUTATIONS = [
         "image = Image.open(io.BytesIO(encoded))",
         "from PIL import ImageOps; image = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))",
         "tests/data/test_transforms.py",
+    ),
+    # people's own data
+    Mutation(
+        "images of one value are left out of own data",
+        "data_scripts/own.py",
+        "drops_one_value: ClassVar[bool] = False",
+        "drops_one_value: ClassVar[bool] = True",
+        "tests/data_scripts/test_own_data.py",
+    ),
+    Mutation(
+        "the fingerprint does not see the labels",
+        "data_scripts/counts.py",
+        "self.content += content_sum(name, pair.image, labels)",
+        "self.content += content_sum(name, pair.image, labels * 0)",
+        "tests/data_scripts/test_own_data.py tests/training/test_own_data.py",
+    ),
+    Mutation(
+        "a row's checksum is not verified",
+        "benchmark/data/loaders.py",
+        'if "checksum" in row and row["checksum"] != checksum(',
+        'if "sum" in row and row["checksum"] != checksum(',
+        "tests/data tests/training/test_own_data.py",
+    ),
+    Mutation(
+        "pixels of more than 8 bits are cut",
+        "benchmark/models/windows.py",
+        "if image.mode not in IMAGE_MODES:",
+        "if False:",
+        "tests/models tests/data_scripts/test_own_data.py",
+    ),
+    Mutation(
+        "rows of a class come from another place",
+        "benchmark/training/init_from.py",
+        "shared = [(index, places[label])",
+        "shared = [(index, index)",
+        "tests/training/test_init_from.py",
+    ),
+    Mutation(
+        "255 beside one value is ignored silently",
+        "data_scripts/own.py",
+        "if len(others) <= 1:",
+        "if len(others) < 1:",
+        "tests/data_scripts/test_own_data.py",
     ),
 ]
 

@@ -165,10 +165,18 @@ def _check_key(key: str, where: str) -> str:
     inside = [known for known in KEYS if known.startswith(key + ".")]
     if inside:
         raise UserError(f"'{key}' {where} is a section; set one of its keys, such as {inside[0]}.")
-    # A key may be misspelt, or right but in the wrong section.
-    same_name = [known for known in KEYS if known.split(".")[-1] == key.split(".")[-1]]
-    near = same_name or difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "the keys are listed by --help."
+    # A key may be right but in the wrong section, or misspelt: its last word is compared, because the section is shared.
+    section, _, name = key.rpartition(".")
+    names = {known: known.rpartition(".")[2] for known in KEYS}
+    inside = [known for known in KEYS if section and known == f"{section}.{names[known]}"]
+    near = [known for known in [*inside, *KEYS] if difflib.get_close_matches(name, [names[known]], cutoff=0.75)]
+    near.sort(key=lambda known: names[known] != name)
+    if near:
+        hint = f"did you mean {near[0]}?"
+    elif inside:
+        hint = f"the keys of '{section}' are {', '.join(names[known] for known in inside)}."
+    else:
+        hint = "the keys are listed by --help."
     raise UserError(f"There is no recipe key '{key}' ({where}): {hint}")
 
 

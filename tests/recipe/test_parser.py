@@ -42,6 +42,8 @@ def test_a_resolved_recipe_reads_back_as_itself(write):
     [
         ("train: {stepz: 5}", [], "train.stepz.*did you mean train.steps"),
         ("steps: 5", [], "did you mean train.steps"),
+        ("", ["--train.warmup", "3"], "'train.warmup'.*: the keys of 'train' are steps, global_batch_size"),
+        ("", ["--trian.step", "3"], "did you mean train.steps"),
         ("", ["--train.step", "3"], "did you mean train.steps"),
         ("train:\n  steps: 3\n  steps: 4", [], "line 3.*'steps' is there twice"),
         ("train: 3", [], "'train' .*is a section"),
@@ -155,7 +157,7 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
         *(f"data.{key}" for key in ("root", "cache_dir", "num_workers", "custom.name", "custom.allow_absent")),
         *(f"model.{key}" for key in ("encoder", "pretrained", "checkpoint", "image_mean", "image_std")),
         *(f"train.{key}" for key in ("micro_batch_size", "compile", "deterministic", "eval_batch_size")),
-        *(f"train.{key}" for key in ("log_every", "checkpoint_every", "keep_checkpoints")),
+        *(f"train.{key}" for key in ("log_every", "checkpoint_every", "keep_checkpoints", "keep_best")),
         *(key for key in KEYS if key.startswith("output.")),
     }
 
