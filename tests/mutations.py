@@ -335,7 +335,7 @@ MUTATIONS = [
         "benchmark/models/windows.py",
         "if image.mode not in IMAGE_MODES:",
         "if False:",
-        "tests/models tests/data_scripts/test_own_data.py",
+        "tests/models/test_rgb_tensor.py",
     ),
     Mutation(
         "rows of a class come from another place",
