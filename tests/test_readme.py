@@ -1,6 +1,7 @@
 """Every command of the README is parsed by what it calls, and every file it names is there."""
 
 import configparser
+import itertools
 import re
 import shlex
 import subprocess
@@ -64,7 +65,7 @@ def check_flags(command: list[str]) -> None:
     assert done.returncode == 0
     for word in command[4:]:
         assert not word.startswith("--") or word in done.stdout
-    for before, word in zip(command[3:], command[4:], strict=False):
+    for before, word in itertools.pairwise(command):
         if word.endswith(".yaml") and before != "--output":
             assert (ROOT / word).is_file()
 

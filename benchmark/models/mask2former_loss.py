@@ -96,7 +96,6 @@ def mask2former_loss(
     num_uncertain = int(importance_sample_ratio * num_points)
     num_candidates = int(oversample_ratio * num_points)
     num_queries, num_labels = predictions.class_logits.shape[2], predictions.class_logits.shape[3] - 1
-
     with torch.autocast(labels.device.type, enabled=False):
         predictions = Mask2FormerPredictions(*(tensor.float() for tensor in predictions))
         points = draw_points(seed, positions, num_points + num_candidates + num_points - num_uncertain)

@@ -165,7 +165,7 @@ def _check_key(key: str, where: str) -> str:
     inside = [known for known in KEYS if known.startswith(key + ".")]
     if inside:
         raise UserError(f"'{key}' {where} is a section; set one of its keys, such as {inside[0]}.")
-    # A key may be right but in the wrong section, or misspelt: its last word is compared, because the section is shared.
+    # A key may be right but in the wrong section, or misspelt: only its last word is compared.
     section, _, name = key.rpartition(".")
     names = {known: known.rpartition(".")[2] for known in KEYS}
     inside = [known for known in KEYS if section and known == f"{section}.{names[known]}"]

@@ -10,9 +10,9 @@ from benchmark.models.windows import ModelError, rgb_tensor
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_more_than_8_bits_are_refused(dtype):
     pixels = np.arange(12).reshape(3, 4).astype(dtype)
-    with pytest.raises(ModelError, match="has no known range: scale it to 0..255"):
+    with pytest.raises(ModelError, match="has no known range: scale it to"):
         rgb_tensor(pixels)
-    with pytest.raises(ModelError, match="more than 8 bits a channel.*convert it to 8 bits"):
+    with pytest.raises(ModelError, match=r"more than 8 bits a channel.*convert it to 8 bits"):
         rgb_tensor(Image.fromarray(pixels))
 
 
