@@ -34,8 +34,8 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_intact(sealed: Mapping[str, Any]) -> bool:
-    """Whether values are those that were sealed; older files have no sum."""
-    return "sha256" not in sealed or seal(sealed) == sealed
+    """Whether values are those that were sealed."""
+    return seal(sealed) == sealed
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -129,9 +129,10 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     try:
         results = json.loads(path.read_text())
-        if not is_intact(results) or "iou" not in results:
+        # Versions that wrote no sum did not write their own number either.
+        if not is_intact(results) and ("sha256" in results or "benchmark" in results["versions"]):
             raise ValueError("its sum differs")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, and the same command writes it again.") from None
     return results
 
