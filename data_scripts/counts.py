@@ -44,8 +44,8 @@ class Counts:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.images = self.one_value = self.unlabelled = self.resized = self.turned = 0
-        self.first: dict[str, str] = {}  # the first image that was left out or turned, by the reason
+        self.images = self.one_value = self.unlabelled = self.resized = self.turned = self.damaged = 0
+        self.first: dict[str, str] = {}  # the first image that is left out, turned or damaged, by the reason
         self.pixels: np.ndarray = np.zeros(256, dtype=np.int64)  # by train id, IGNORE among them
         self.values: set[int] = set()  # raw ones, as long as they are few
         self.content = self.samples = 0  # the sums of the samples' content sums, with and without their names
@@ -94,6 +94,9 @@ class Counts:
         if info.turned:
             self.turned += 1
             self._note_first("turned", name)
+        if info.damaged:
+            self.damaged += 1
+            self._note_first("damaged", name)
         self.pixels += pixels
         self.content += content_sum(name, pair.image, labels)
         self.samples += content_sum("", pair.image, labels)
@@ -123,7 +126,7 @@ class Counts:
         total = cls(num_classes)
         for file in sorted(folder.glob(f"counts-{split}-*.json")):
             part = json.loads(file.read_text(encoding="utf-8"))
-            for name in ("images", "one_value", "unlabelled", "resized", "turned", "content", "samples"):
+            for name in ("images", "one_value", "unlabelled", "resized", "turned", "damaged", "content", "samples"):
                 setattr(total, name, getattr(total, name) + part[name])
             total.pixels += np.asarray(part["pixels"])
             total.values.update(part["values"])
@@ -145,6 +148,7 @@ class Counts:
             "dropped": {"one_value": self.one_value, "unlabelled": self.unlabelled},
             "resized": self.resized,
             "turned": self.turned,
+            "damaged": self.damaged,
             "first": self.first,
             "extremes": self.extremes,
             "pixels": {name: int(count) for name, count in zip(classes, pixels, strict=True)},

@@ -4,54 +4,56 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from data_scripts.errors import DatasetError
 from data_scripts.labels import IGNORE, LabelRule, default_colors
 
 
+def key(default: Any, about: str) -> Any:
+    """A key: its default, and what it means."""
+    return field(default=default, metadata={"about": about})
+
+
 @dataclass(frozen=True)
 class Custom:
-    """The keys of data.custom.
+    """The keys of data.custom: what they say of a dataset, for `folder` and `hub` or for one of them."""
 
-    name: what the dataset is called in results; None: folder or hub.
-    classes: names, in the order of train ids.
-    colors: one [r, g, b] a class, for pictures; None: those of label_mapping where it names colours, else spread hues.
-    ignore_id: the stored label value that is not trained on; None: there is none.
-    label_mapping: stored label value, or "r,g,b" or [r, g, b] where labels are colours, to train id or 255 (ignore);
-        None: stored values are train ids.
-    allow_absent: classes that may have no pixel in the training split.
-    val_share: share of the training pairs, drawn by split_seed, that validates where no other pairs do; None: none.
-    folder: *_images and *_labels are folders in data.root, or inside an archive there ("my.zip/images/train"); an
-        image and a label belong together when their paths agree after their suffixes ("": any ending) are cut off.
-        *_list is a text file in data.root that names the pairs of a split, one stem or path a line; None: all.
-    hub: `path` is a folder (in data.root or not) or a name on the Hub, `config` and `revision` are load_dataset's.
-    """
-
-    name: str | None = None
-    classes: tuple[str, ...] = ()
-    colors: tuple[tuple[int, int, int], ...] | None = None
-    ignore_id: int | None = IGNORE
-    label_mapping: dict[int | str, int] | None = None
-    allow_absent: tuple[str, ...] = ()
-    val_share: float | None = None
-    split_seed: int = 0
-    train_images: str | None = None
-    train_labels: str | None = None
-    train_list: str | None = None
-    val_images: str | None = None
-    val_labels: str | None = None
-    val_list: str | None = None
-    image_suffix: str = ""
-    label_suffix: str = ""
-    path: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    train_split: str | None = "train"
-    val_split: str | None = "validation"
-    image_column: str = "image"
-    label_column: str = "annotation"
+    name: str | None = key(None, "what the dataset is called in results; null: folder or hub")
+    classes: tuple[str, ...] = key((), "names, in the order of train ids")
+    colors: tuple[tuple[int, int, int], ...] | None = key(
+        None,
+        "one [r, g, b] a class, for pictures; null: those of label_mapping where it names colours, else spread hues",
+    )
+    ignore_id: int | None = key(IGNORE, "the stored label value that is not trained on; null: there is none")
+    label_mapping: dict[int | str, int] | None = key(
+        None,
+        "stored label value, or 'r,g,b' or [r, g, b] where labels are colours, to train id or 255 (ignore); null: "
+        "stored values are train ids",
+    )
+    allow_absent: tuple[str, ...] = key((), "classes that may have no pixel in the training split")
+    val_share: float | None = key(
+        None, "share of the training pairs that validates where no other pairs do; null: none"
+    )
+    split_seed: int = key(0, "decides which pairs these are")
+    train_images: str | None = key(
+        None, "folder: a folder in data.root, or inside an archive there, such as my.zip/images/train"
+    )
+    train_labels: str | None = key(None, "folder: the label maps of these images")
+    train_list: str | None = key(None, "folder: a text file in data.root with a stem or path a line; null: all pairs")
+    val_images: str | None = key(None, "folder: as train_images")
+    val_labels: str | None = key(None, "folder: as train_labels")
+    val_list: str | None = key(None, "folder: as train_list")
+    image_suffix: str = key("", "folder: how images end behind the path that a pair shares; '': any ending")
+    label_suffix: str = key("", "folder: how label maps end behind it")
+    path: str | None = key(None, "hub: a folder, in data.root or not, or user/name on the Hub")
+    config: str | None = key(None, "hub: the configuration, as load_dataset takes it")
+    revision: str | None = key(None, "hub: the revision, as load_dataset takes it")
+    train_split: str | None = key("train", "hub: the split to train on; null: none")
+    val_split: str | None = key("validation", "hub: the split to validate on; null: none")
+    image_column: str = key("image", "hub: the column of the images")
+    label_column: str = key("annotation", "hub: the column of the label maps")
 
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """One 8-bit RGB colour a class."""

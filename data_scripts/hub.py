@@ -56,21 +56,25 @@ class Builder(OwnBuilder):
 
     def read_pairs(self, samples: Sequence[tuple[str, int]]) -> Iterator[Pair]:
         for split, row in samples:
-            cells = self.listing.rows[split][row]
-            names = [f"row {row} of {split}, column {column}" for column in ("image", "annotation")]
-            yield Pair(names[0], stored_bytes(cells["image"]), names[1], stored_labels(cells["annotation"]))
+            yield read_row(self.listing.rows[split], split, row)
+
+
+def read_row(rows: datasets.Dataset, split: str, row: int) -> Pair:
+    """One row of the columns `image` and `annotation`, as stored."""
+    cells = rows[row]
+    names = [f"row {row} of {split}, column {column}" for column in ("image", "annotation")]
+    return Pair(names[0], stored_bytes(cells["image"]), names[1], stored_labels(cells["annotation"]))
 
 
 def load_split(root: str, custom: Custom, split: str) -> datasets.Dataset:
     """A split as `save_to_disk` left it, or as `load_dataset` finds it; MissingArchive where neither does."""
-    local = Path(root) / str(custom.path)
-    path = str(local) if local.exists() else str(custom.path)
+    path = locate(root, custom)
     try:
         if (Path(path) / "dataset_dict.json").exists():
             return pick(datasets.load_from_disk(path), custom, split)
         if (Path(path) / "state.json").exists():
             return pick({single_split(path): datasets.load_from_disk(path)}, custom, split)
-        names = datasets.get_dataset_split_names(path, custom.config, revision=custom.revision)
+        names = split_names(root, custom)
         if split.partition("[")[0] not in names:
             return pick(dict.fromkeys(names), custom, split)
         return datasets.load_dataset(path, custom.config, split=split, revision=custom.revision)
@@ -80,6 +84,28 @@ def load_split(root: str, custom: Custom, split: str) -> datasets.Dataset:
         raise DatasetError(
             f"{custom.path} has no split {split!r} to read ({one_line(error)}): correct data.custom."
         ) from error
+    except Exception as error:  # the Hub's client raises errors of many libraries
+        raise MissingArchive(
+            f"The dataset {custom.path} is neither a folder in {root} nor can it be read from the Hub "
+            f"({one_line(error)}): correct data.custom.path or check the connection."
+        ) from error
+
+
+def locate(root: str, custom: Custom) -> str:
+    """The dataset's folder, or its name on the Hub."""
+    local = Path(root) / str(custom.path)
+    return str(local) if local.exists() else str(custom.path)
+
+
+def split_names(root: str, custom: Custom) -> list[str]:
+    """The names of the splits that there are."""
+    path = locate(root, custom)
+    if (Path(path) / "dataset_dict.json").exists():
+        return list(datasets.load_from_disk(path))
+    if (Path(path) / "state.json").exists():
+        return [single_split(path)]
+    try:
+        return datasets.get_dataset_split_names(path, custom.config, revision=custom.revision)
     except Exception as error:  # the Hub's client raises errors of many libraries
         raise MissingArchive(
             f"The dataset {custom.path} is neither a folder in {root} nor can it be read from the Hub "

@@ -9,6 +9,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 import xxhash
 from PIL import ExifTags, Image, ImageOps
 
@@ -33,11 +34,12 @@ KINDS = {  # the first bytes of what is saved under an image's name
 
 
 class ImageInfo(NamedTuple):
-    """Height and width in pixels as they are stored, and whether EXIF asks for a turn."""
+    """Height and width in pixels as stored, whether EXIF asks for a turn, and whether the decoder warns of damage."""
 
     height: int
     width: int
     turned: bool
+    damaged: bool = False
 
 
 def decode(data: bytes, where: object, formats: tuple[str, ...]) -> Image.Image:
@@ -109,7 +111,16 @@ def check_image(data: bytes, where: object) -> ImageInfo:
             "it to 8 bits a channel."
         )
     turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-    return ImageInfo(image.height, image.width, turned)
+    return ImageInfo(image.height, image.width, turned, image.format in ("JPEG", "MPO") and is_damaged_jpeg(data))
+
+
+def is_damaged_jpeg(data: bytes) -> bool:
+    """Whether libjpeg warns of damaged scan data, over which it decodes other pixels; PIL drops its warnings."""
+    try:
+        simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError as error:  # also what it cannot convert, which is no damage
+        return str(error).startswith(("Corrupt JPEG data", "Premature end", "Inconsistent progression"))
+    return False
 
 
 def turned_size(data: bytes) -> tuple[int, int]:

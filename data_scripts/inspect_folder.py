@@ -6,9 +6,10 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from data_scripts.archive import Archive, Member, natural_order
 from data_scripts.archives import Reader, open_archive
 from data_scripts.cityscapes import CLASSES as CITYSCAPES
+from data_scripts.counts import Pair
 from data_scripts.errors import DatasetError
 from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
 from data_scripts.images import check_image, decode_labels
@@ -37,7 +39,8 @@ class Found:
     """What was found in pairs of images and label maps.
 
     Attributes:
-        pairs: by split, the images and label maps that belong together.
+        read: gives the bytes of one of `pairs`.
+        pairs: by split, the images and label maps that belong together: members of archives, or rows of a dataset.
         image_suffix, label_suffix: how the files of a pair end behind what they share.
         kind: ids, palette, colors or binary.
         values: pixels of each stored value (a packed colour where `kind` is colors), over all pairs.
@@ -46,7 +49,8 @@ class Found:
         names: class names by stored value, where a palette or a file has them; `names_from` says which.
     """
 
-    pairs: dict[str, list[tuple[Member, Member]]] = field(default_factory=dict)
+    read: Callable[[Any], Pair]
+    pairs: dict[str, list[Any]] = field(default_factory=dict)
     image_suffix: str = ""
     label_suffix: str = ""
     kind: str = "ids"
@@ -55,6 +59,56 @@ class Found:
     problems: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     names_from: str = ""
+    palette: list[tuple[int, int, int]] | None = None  # of a label map that has one
+
+    def look_at_labels(self) -> None:
+        """Read every pair: sizes, kind, values and problems.
+
+        Raises:
+            DatasetError: no label map can be read, or they hold no classes.
+        """
+        for sample in (sample for samples in self.pairs.values() for sample in samples):
+            try:
+                self._look_at(self.read(sample))
+            except DatasetError as error:
+                self.problems.append(str(error))
+        if not self.values:
+            raise DatasetError("\n".join(self.problems) or "No label map can be read: check the files.")
+        if len(self.values) > MAX_CLASSES:
+            raise DatasetError(
+                f"The label maps hold {len(self.values):,} different "
+                f"{'colours' if self.kind == 'colors' else 'values'}, so they are pictures, or were saved with loss or "
+                "smoothing: save them as PNG, without antialiasing."
+            )
+        if self.kind != "colors":
+            binary = set(self.values) <= {0, 255} and 255 in self.values
+            self.kind = "binary" if binary else "palette" if self.palette else "ids"
+
+    def _look_at(self, pair: Pair) -> None:
+        if pair.image is None or pair.annotation is None:
+            raise DatasetError(f"{pair.image_name} has no image or no label map: fill or remove the row.")
+        info = check_image(pair.image, pair.image_name)
+        colors = isinstance(pair.annotation, bytes) and is_color(pair.annotation)
+        raw = stored_labels(pair, colors)
+        if raw.shape != (info.height, info.width):
+            self.problems.append(
+                f"{pair.annotation_name} is {raw.shape[1]}x{raw.shape[0]} pixels but its image "
+                f"{info.width}x{info.height}: resize it with nearest-neighbour interpolation."
+            )
+        self.kind = "colors" if colors else self.kind
+        self.sizes[info.height, info.width] += 1
+        values, counts = np.unique(raw, return_counts=True)
+        self.values.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        if isinstance(pair.annotation, bytes):
+            self.palette = self.palette or palette_of(pair.annotation)
+
+
+def stored_labels(pair: Pair, colors: bool) -> np.ndarray:
+    """The (H, W) integers of a pair's label map; packed RGB with `colors`."""
+    if isinstance(pair.annotation, np.ndarray):
+        return pair.annotation
+    assert pair.annotation is not None
+    return decode_labels(pair.annotation, pair.annotation_name, colors)
 
 
 def match_pairs(images: Archive, labels: Archive) -> tuple[list[tuple[Member, Member]], str, str, list[str]]:
@@ -126,13 +180,13 @@ def prefix(one: str, other: str) -> str:
     return one[:length]
 
 
-def inspect(places: Mapping[str, tuple[str, str]]) -> Found:
+def inspect(places: Mapping[str, tuple[str, str]], reader: Reader) -> Found:
     """Look at all pairs of each split, (images folder, labels folder), and read every label map.
 
     Raises:
         DatasetError: there are no pairs, or no label map can be read.
     """
-    found, palettes = Found(), []
+    found = Found(lambda pair: Pair(pair[0], reader.read(pair[0]), pair[1], reader.read(pair[1])))
     for split, (image_folder, label_folder) in places.items():
         with open_archive(image_folder) as images, open_archive(label_folder) as labels:
             pairs, image_suffix, label_suffix, rest = match_pairs(images, labels)
@@ -140,37 +194,8 @@ def inspect(places: Mapping[str, tuple[str, str]]) -> Found:
             raise DatasetError(f"The files of {split} are named in another way than those of train: rename them alike.")
         found.pairs[split], found.image_suffix, found.label_suffix = pairs, image_suffix, label_suffix
         found.problems += [f"{sentence}: add it, or set data.allow_partial to leave it out." for sentence in rest]
-    with Reader() as reader:
-        for image, label in (pair for pairs in found.pairs.values() for pair in pairs):
-            try:
-                info = check_image(reader.read(image), image)
-                data = reader.read(label)
-                colors = is_color(data)
-                raw = decode_labels(data, label, colors)
-            except DatasetError as error:
-                found.problems.append(str(error))
-                continue
-            if raw.shape != (info.height, info.width):
-                found.problems.append(
-                    f"{label} is {raw.shape[1]}x{raw.shape[0]} pixels but its image {info.width}x{info.height}: resize "
-                    "it with nearest-neighbour interpolation."
-                )
-            found.kind = "colors" if colors else found.kind
-            found.sizes[info.height, info.width] += 1
-            values, counts = np.unique(raw, return_counts=True)
-            found.values.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            palettes.append(palette_of(data))
-    if not found.values:
-        raise DatasetError("\n".join(found.problems) or "No label map can be read: check the files.")
-    if len(found.values) > MAX_CLASSES:
-        raise DatasetError(
-            f"The label maps hold {len(found.values):,} different {'colours' if found.kind == 'colors' else 'values'}, "
-            "so they are pictures, or were saved with loss or smoothing: save them as PNG, without antialiasing."
-        )
-    if found.kind != "colors":
-        binary = set(found.values) <= {0, 255} and 255 in found.values
-        found.kind = "binary" if binary else "palette" if any(palettes) else "ids"
-    name_classes(found, places, next((p for p in palettes if p), None))
+    found.look_at_labels()
+    name_classes(found, places)
     return found
 
 
@@ -193,7 +218,7 @@ def palette_of(data: bytes) -> list[tuple[int, int, int]] | None:
     return [tuple(flat[i : i + 3]) for i in range(0, len(flat), 3)] if flat else None
 
 
-def name_classes(found: Found, places: Mapping[str, tuple[str, str]], palette: list | None) -> None:
+def name_classes(found: Found, places: Mapping[str, tuple[str, str]]) -> None:
     """Name the values from a file beside the folders, or from a known colour list."""
     folders = {
         parent for pair in places.values() for place in pair for parent in (Path(place), *Path(place).parents[:2])

@@ -23,6 +23,8 @@ def format_report(dataset: PreparedDataset) -> str:
             f"left out, because no pixel is labelled, such as {first.get('unlabelled')}": dropped["unlabelled"],
             "labels resized to their image": part["resized"],
             f"turned by EXIF, such as {first.get('turned')}: pixels and labels are taken as stored": part["turned"],
+            f"JPEGs of which the decoder warns that their data are damaged, such as {first.get('damaged')}: look at "
+            "them": part["damaged"],
         }
         lines += [f"  {count:,} {note}" for note, count in notes.items() if count]
         if part["ignored_share"]:

@@ -15,7 +15,7 @@ from benchmark.recipe.schema import Recipe
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark evaluate", description=__doc__)
     parser.add_argument("--model", required=True, help="a model folder, such as runs/x/model, or user/name on the Hub")
-    parser.add_recipe(required=False)
+    parser.add_recipe(required=False, keys=("data.", "train.precision", "train.compile", "train.eval_batch_size"))
     parser.add_argument("--output", help="a file for the results as JSON")
     own, overrides = parser.parse_known_args(arguments)
     from benchmark.reporting.hub import model_folder

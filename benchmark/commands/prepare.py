@@ -1,9 +1,10 @@
 """python -m benchmark prepare --recipe FILE [FILE ...] [--section.key value ...]
 python -m benchmark prepare --images DIR --labels DIR [--val_images DIR --val_labels DIR | --val_share 0.2]
     [--output my.yaml]
+python -m benchmark prepare --hub user/name [--hub_config NAME] [--val_share 0.2] [--output my.yaml]
 
-With a recipe: build the datasets that it names, without training, and print what is in them. With folders of your own:
-look at them, write a recipe that trains on them, and draw a sheet of images under their labels.
+With a recipe: build the datasets that it names, without training, and print what is in them. With folders of your own,
+or a HuggingFace dataset: look at it, write a recipe that trains on it, and draw a sheet of images under their labels.
 """
 
 import os
@@ -20,20 +21,24 @@ SHEET_PAIRS = 12  # images on the sheet
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark prepare", description=__doc__)
-    parser.add_recipe(required=False)
+    parser.add_recipe(required=False, keys=("data.",))
     parser.add_argument("--images", metavar="DIR", help="a folder, zip or tar of training images")
     parser.add_argument("--labels", metavar="DIR", help="the label maps of these images")
     parser.add_argument("--val_images", metavar="DIR", help="a folder of validation images")
     parser.add_argument("--val_labels", metavar="DIR", help="the label maps of these images")
+    parser.add_argument("--hub", metavar="NAME", help="user/name of a dataset on the Hub, or its folder")
+    parser.add_argument("--hub_config", metavar="NAME", help="its configuration, where it has several")
     parser.add_argument("--val_share", type=float, help="share of the training pairs that validates instead (0.2)")
     parser.add_argument("--output", default="my.yaml", metavar="FILE", help="the recipe to write (%(default)s)")
     own, overrides = parser.parse_known_args(arguments)
-    if own.images or own.labels:
+    if own.images or own.labels or own.hub:
         draft(own)
     elif own.recipe:
         prepare(load_recipe(own.recipe, overrides))
     else:
-        raise UserError("Name what to prepare: a recipe with --recipe, or your own data with --images and --labels.")
+        raise UserError(
+            "Name what to prepare: a recipe with --recipe, or your own data with --images and --labels or --hub."
+        )
 
 
 def prepare(recipe: Recipe) -> None:
@@ -49,8 +54,22 @@ def prepare(recipe: Recipe) -> None:
 
 
 def draft(own) -> None:
-    """Look at folders, print what they hold, and write the recipe and the sheet."""
+    """Look at the data, print what they hold, and write the recipe and the sheet."""
+    from data_scripts.archives import Reader
     from data_scripts.draft_recipe import draft_recipe, fitting_crop
+
+    with Reader() as reader:
+        found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader)
+        custom, notes = draft_recipe(found)
+        custom |= places
+        if "validation" not in found.pairs:
+            custom["val_share"] = 0.2 if own.val_share is None else own.val_share
+        _print_found(found, custom)
+        _write(Path(own.output), found, custom, notes, "hub" if own.hub else "folder", fitting_crop(found.sizes, 16))
+
+
+def _look_at_folders(own, reader) -> tuple:
+    """What was found, and the keys that say where it is."""
     from data_scripts.inspect_folder import inspect
 
     if not (own.images and own.labels) or bool(own.val_images) != bool(own.val_labels):
@@ -58,23 +77,33 @@ def draft(own) -> None:
     places = {"train": (os.path.abspath(own.images), os.path.abspath(own.labels))}
     if own.val_images:
         places["validation"] = (os.path.abspath(own.val_images), os.path.abspath(own.val_labels))
-    found = inspect(places)
-    custom, notes = draft_recipe(found)
+    keys: dict[str, str] = {}
     for split, short in (("train", "train"), ("validation", "val")):
         if split in places:
-            custom |= {f"{short}_images": places[split][0], f"{short}_labels": places[split][1]}
-    if not own.val_images:
-        custom["val_share"] = 0.2 if own.val_share is None else own.val_share
-    _print_found(found, custom)
+            keys |= {f"{short}_images": places[split][0], f"{short}_labels": places[split][1]}
+    return inspect(places, reader), keys
+
+
+def _look_at_hub(own) -> tuple:
+    """What was found, and the keys that say where it is."""
+    from data_scripts.inspect_hub import inspect_hub
+
+    if own.images or own.labels or own.val_images or own.val_labels:
+        raise UserError("--hub names a whole dataset: leave out the folders, or leave out --hub.")
+    path = os.path.abspath(own.hub) if os.path.exists(own.hub) else own.hub
+    return inspect_hub(path, own.hub_config, share=own.val_share)
+
+
+def _write(output: Path, found, custom: dict, notes: Sequence[str], dataset: str, crop: int) -> None:
+    """Write the recipe and the sheet, and print the next command."""
     if found.problems:
         raise UserError(
             "\n".join([f"{len(found.problems)} problem(s); fix each and run it again:", *found.problems[:20]])
         )
-    output = Path(own.output)
     if output.exists():
         raise UserError(f"{output} is there already: name another file with --output, or remove it.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_recipe_text(output, custom, notes, fitting_crop(found.sizes, 16)), encoding="utf-8")
+    output.write_text(_recipe_text(output, dataset, custom, notes, crop), encoding="utf-8")
     sheet = output.with_suffix(".jpg")
     _draw_sheet(sheet, found, custom)
     print(f"\nThe recipe is {output}; look at {sheet}: colours must lie on what they name. Then train with\n")
@@ -84,7 +113,9 @@ def draft(own) -> None:
 
 def _print_found(found, custom: dict) -> None:
     for split, pairs in found.pairs.items():
-        print(f"{split}: {len(pairs):,} pairs, such as {pairs[0][0].name} and {pairs[0][1].name}")
+        first = found.read(pairs[0])
+        names = (getattr(name, "name", name) for name in (first.image_name, first.annotation_name))
+        print(f"{split}: {len(pairs):,} pairs, such as {' and '.join(map(str, names))}")
     (height, width), count = found.sizes.most_common(1)[0]
     print(f"sizes: {len(found.sizes)}, most often {width}x{height} ({count:,} images)")
     kinds = {"ids": "numbers", "palette": "palette indices", "colors": "RGB colours", "binary": "masks of 0 and 255"}
@@ -99,16 +130,16 @@ def _print_found(found, custom: dict) -> None:
     print(format_table(rows, ("value", "class", "share of pixels"), left=2))
 
 
-def _recipe_text(file: Path, custom: dict, notes: Sequence[str], crop: int) -> str:
+def _recipe_text(file: Path, dataset: str, custom: dict, notes: Sequence[str], crop: int) -> str:
     import yaml
 
     comments = "\n".join(f"# {note}" for note in notes)
-    data = {"train": "folder", "val": ["folder"], "root": "/", "crop_size": crop, "num_workers": 1}
+    data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": crop, "num_workers": 1}
     body = {"data": {**data, "custom": {"name": file.stem, **custom}}}
     text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return (
         f"# accelerate launch --quiet train.py --recipe {file} recipes/encoders/dinov2_base.yaml\n"
-        f"# Written by `python -m benchmark prepare --images ... --labels ...`.\n{comments}\n{text}"
+        f"# Written by `python -m benchmark prepare`.\n{comments}\n{text}"
         "model: {encoder: vit_base_patch14_dinov2.lvd142m, head: linear, patch_size: 16}\n"
         "train: {steps: 4000, eval_every: 500}\n"
     )
@@ -122,23 +153,21 @@ def _draw_sheet(file: Path, found, custom: dict) -> None:
     from PIL import Image
 
     from benchmark.reporting.pictures import overlay, stack_panels
-    from data_scripts.archives import Reader
     from data_scripts.custom import parse_custom
-    from data_scripts.images import decode_labels
+    from data_scripts.inspect_folder import stored_labels
 
     parsed = parse_custom(custom)
     rule, pairs = parsed.rule(), found.pairs["train"]
     panels = []
-    with Reader() as reader:
-        for number in range(min(SHEET_PAIRS, len(pairs))):
-            image, label = pairs[number * len(pairs) // min(SHEET_PAIRS, len(pairs))]
-            photo = Image.open(io.BytesIO(reader.read(image))).convert("RGB")
-            labels = rule(decode_labels(reader.read(label), label, rule.colors)).labels
-            drawn = overlay(photo, labels, parsed.classes, parsed.palette())
-            plain = photo.resize((drawn.width, round(photo.height * drawn.width / photo.width)))
-            pair = Image.new("RGB", (2 * drawn.width, max(drawn.height, plain.height)), "white")
-            pair.paste(plain, (0, 0))
-            pair.paste(drawn, (drawn.width, 0))
-            pair.thumbnail((900, 900))
-            panels.append(np.asarray(pair))
+    for number in range(min(SHEET_PAIRS, len(pairs))):
+        sample = found.read(pairs[number * len(pairs) // min(SHEET_PAIRS, len(pairs))])
+        photo = Image.open(io.BytesIO(sample.image)).convert("RGB")
+        labels = rule(stored_labels(sample, rule.colors)).labels
+        drawn = overlay(photo, labels, parsed.classes, parsed.palette())
+        plain = photo.resize((drawn.width, round(photo.height * drawn.width / photo.width)))
+        pair = Image.new("RGB", (2 * drawn.width, max(drawn.height, plain.height)), "white")
+        pair.paste(plain, (0, 0))
+        pair.paste(drawn, (drawn.width, 0))
+        pair.thumbnail((900, 900))
+        panels.append(np.asarray(pair))
     Image.fromarray(stack_panels(panels)).save(file, quality=88)

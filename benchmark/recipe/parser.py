@@ -82,8 +82,12 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise UserError(f"{message} (see {self.prog} --help).")
 
-    def add_recipe(self, required: bool = True) -> None:
-        """Let the command take `--recipe FILE [FILE ...]` and `--section.key value`."""
+    def add_recipe(self, required: bool = True, keys: Sequence[str] = ("",)) -> None:
+        """Let the command take `--recipe FILE [FILE ...]` and `--section.key value`.
+
+        Args:
+            keys: how the keys begin that the command uses, which --help lists.
+        """
         self.add_argument(
             "--recipe",
             nargs="+",
@@ -92,7 +96,13 @@ class CommandParser(argparse.ArgumentParser):
             help="recipes; a later one overrides an earlier one",
         )
         lines = ["recipe keys, which override the files wherever they are on the line:"]
+        section = None
         for key, item in KEYS.items():
+            if not key.startswith(tuple(keys)):
+                continue
+            if key.rpartition(".")[0] != section:
+                section = key.rpartition(".")[0]
+                lines += ["", f"{section or 'of the whole run'}:"]
             default = json.dumps(item.default)
             lines.append(f"  --{key} {_describe(item.type)} (default: {default})\n      {item.about}".rstrip())
         self.epilog = "\n".join(lines)

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmark.models.windows import IGNORE_INDEX
 
+PANEL_SIDE = 384  # the longer side of each of a panel's three pictures
 GAP, LINE = 8, 22  # pixels between the parts of a picture, and from one line of text to the next
 FONT_SIZE = 14
 OVERLAY_SIDE = 2048  # an overlay's longer side at most: it is there to be looked at
@@ -60,12 +61,12 @@ def panel(
 
     Args:
         image: uint8 (3, h, w).
-        label, prediction: (H, W) class ids, 255 = ignore; drawn at the image's size.
+        label, prediction: (H, W) class ids, 255 = ignore; drawn at a size to look at.
         colors: [red, green, blue] a class.
     """
     height, width = image.shape[1:]
-    scale = max(1, round(256 / height))
-    size = (width * scale, height * scale)
+    factor = PANEL_SIDE / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
     parts = [Image.fromarray(image.transpose(1, 2, 0)).resize(size, Image.Resampling.BILINEAR)]
     for ids in (label, prediction):
         drawn = Image.fromarray(palette(colors)[ids])
@@ -129,13 +130,16 @@ def _with_legend(
     parts: Sequence[Image.Image], titles: Sequence[str], names: dict[int, str], colors: Sequence[Sequence[int]]
 ) -> Image.Image:
     """Pictures of one size side by side, below their titles, over a legend of `names` by class."""
-    text = ImageFont.load_default(FONT_SIZE)
-    column = max((int(text.getlength(name)) for name in names.values()), default=0) + 40
-    width = max(len(parts) * (parts[0].width + GAP) + GAP, column + GAP)
+    width = len(parts) * (parts[0].width + GAP) + GAP
+    # A picture of several parts is shown small, among others: its text is larger.
+    size = FONT_SIZE if len(parts) == 1 else max(FONT_SIZE, width // 36)
+    text, line, box = ImageFont.load_default(size), size * LINE // FONT_SIZE, size + 2
+    column = max((int(text.getlength(name)) for name in names.values()), default=0) + box + 3 * GAP
+    width = max(width, column + GAP)
     columns = max(1, (width - GAP) // column)
-    above = GAP + (LINE if titles else 0)
+    above = GAP + (line if titles else 0)
     top = above + parts[0].height + GAP
-    canvas = Image.new("RGB", (width, top + LINE * -(-len(names) // columns) + GAP), "white")
+    canvas = Image.new("RGB", (width, top + line * -(-len(names) // columns) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     for number, part in enumerate(parts):
         x = GAP + number * (part.width + GAP)
@@ -144,9 +148,9 @@ def _with_legend(
             draw.text((x, GAP), titles[number], fill="black", font=text)
     table = palette(colors)
     for number, (c, name) in enumerate(names.items()):
-        x, y = GAP + number % columns * column, top + number // columns * LINE
-        draw.rectangle((x, y, x + 16, y + 16), fill=tuple(table[c].tolist()), outline="black")
-        draw.text((x + 24, y), name, fill="black", font=text)
+        x, y = GAP + number % columns * column, top + number // columns * line
+        draw.rectangle((x, y, x + box, y + box), fill=tuple(table[c].tolist()), outline="black")
+        draw.text((x + box + GAP, y), name, fill="black", font=text)
     return canvas
 
 

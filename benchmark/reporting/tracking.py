@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from benchmark.errors import UserError
 from benchmark.reporting.run_folder import METRICS, TENSORBOARD, write_atomically, writing
 
+COLUMNS = ("model.encoder", "model.head", "optim.lr", "seed")  # by which TensorBoard compares runs
 PROJECT = "vfm-segmentation"  # under which trackers that know projects file the run
 
 
@@ -81,17 +82,18 @@ class Tracking:
         for tracker in accelerator.trackers:
             if tracker is tensorboard:
                 self.writer = tracker.writer
-                self._describe(flat, recipe_text, metric)
+                # The HPARAMS tab opens with these columns; the whole recipe is in the TEXT tab.
+                self._describe({key.split(".")[-1]: flat[key] for key in COLUMNS if key in flat}, recipe_text, metric)
             else:
                 tracker.store_init_configuration(flat)
 
-    def _describe(self, recipe: Mapping[str, Any], text: str, metric: str) -> None:
-        """The recipe as text, and as hyperparameters beside which TensorBoard shows the last value of `metric`."""
+    def _describe(self, columns: Mapping[str, Any], text: str, metric: str) -> None:
+        """The recipe as text, and hyperparameters beside which TensorBoard shows the last value of `metric`."""
         if text:
             self.writer.add_text("recipe", "\n".join("    " + line for line in text.splitlines()), 0)
-        if recipe:
+        if columns:
             # The writer's own add_hparams would make a second run of them.
-            for summary in hparams_summary(dict(recipe), {metric: 0.0}):
+            for summary in hparams_summary(dict(columns), {metric: 0.0}):
                 self.writer.file_writer.add_summary(summary)
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:

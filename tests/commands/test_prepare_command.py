@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -201,3 +202,48 @@ def test_pictures_are_no_label_maps(tmp_path):
         save(tmp_path / "labels" / f"{number}.png", photo(number + 9))
     with pytest.raises(Exception, match="different colours, so they are pictures"):
         prepare(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("labels", [datasets.Image(), datasets.Array2D(SIZE, "uint8")])
+def test_a_hub_dataset_becomes_a_recipe_that_trains(labels, tiny, tmp_path, capsys):
+    """Columns by type and name, splits by name, class names from a ClassLabel anywhere in the features."""
+    maps = [ids(number, 0, 1, 2, 255) for number in range(6)]
+    features = datasets.Features(
+        {
+            "id": datasets.Value("int64"),
+            "seg_mask": labels,
+            "photo": datasets.Image(),
+            "objects": {"category": datasets.List(datasets.ClassLabel(names=["sky", "road", "car"]))},
+        }
+    )
+    rows = {
+        "id": range(6),
+        "seg_mask": [Image.fromarray(m) for m in maps] if isinstance(labels, datasets.Image) else maps,
+        "photo": [photo(number) for number in range(6)],
+        "objects": [{"category": [0]}] * 6,
+    }
+    table = datasets.Dataset.from_dict(rows, features=features)
+    folder = tmp_path / "hub/set"
+    datasets.DatasetDict({"train": table.select(range(4)), "test": table.select(range(4, 6))}).save_to_disk(folder)
+    main(["prepare", "--hub", str(folder), "--output", str(tmp_path / "my.yaml")])
+    printed = capsys.readouterr().out
+    assert "train: 4 pairs" in printed and "validation: 2 pairs" in printed and Image.open(tmp_path / "my.jpg")
+    custom = yaml.safe_load((tmp_path / "my.yaml").read_text())["data"]["custom"]
+    assert (custom["image_column"], custom["label_column"]) == ("photo", "seg_mask")
+    assert (custom["train_split"], custom["val_split"]) == ("train", "test")
+    own = ["--data.train", "hub", "--data.val", "[hub]", "--train.steps", "1"]
+    results = train(parse(["--recipe", str(tmp_path / "my.yaml"), *tiny[1:], *own]))
+    assert list(results["iou"]) == ["sky", "road", "car"] and results["dataset"] == "my"
+
+
+def test_each_command_lists_the_keys_that_it_uses(capsys):
+    for command, there, absent in (
+        ("prepare", "--data.custom.label_mapping", "--optim.lr"),
+        ("evaluate", "--train.precision", "--train.steps"),
+    ):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert there in text and absent not in text
+        keys = [number for number, line in enumerate(text.splitlines()) if line.startswith("  --") and "(def" in line]
+        assert all(text.splitlines()[number + 1].startswith("      ") for number in keys)  # its meaning

@@ -69,6 +69,17 @@ VAL = {"val_images": "val/img", "val_labels": "val/lab"}
 # Never silently wrong
 
 
+def test_jpegs_of_which_the_decoder_warns_are_counted(build):
+    """PIL decodes zeroed scan data into other pixels silently."""
+    good, size = photo(size=(160, 240), file_format="JPEG"), (160, 240)
+    half = len(good) // 2
+    damaged = good[:half] + bytes(100) + good[half + 100 :]
+    assert (check_image(good, "").damaged, check_image(damaged, "").damaged) == (False, True)
+    files = {f"img/{name}.jpg": data for name, data in (("a", good), ("b", damaged), ("c", damaged))}
+    prepared = build({**files, **{f"lab/{name}.png": png(labels(0, 1, size=size)) for name in "abc"}}, num_proc=2)
+    assert "2 JPEGs of which the decoder warns that their data are damaged, such as b.jpg" in format_report(prepared)
+
+
 def test_masks_of_0_and_255_are_not_all_ignored(build):
     """The object would be ignored, and the mIoU be 100."""
     with pytest.raises(

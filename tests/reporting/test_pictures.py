@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from PIL import Image, ImageFont
 
 from benchmark.reporting.pictures import (
@@ -25,14 +26,24 @@ def test_a_panel_shows_image_label_and_prediction_in_the_classes_colours():
     label[:20] = 255
     prediction = np.ones((40, 40), np.uint8)
     picture = panel(image, label, prediction, CLASSES, COLORS)
-    row = picture[8 + 22 + 200]  # below the title, in the lower half
-    assert tuple(row[8 + 128]) == (100, 100, 100)
-    assert tuple(row[8 + 264 + 128]) == (200, 0, 0)
-    assert tuple(row[8 + 2 * 264 + 128]) == (0, 200, 0)
-    assert tuple(picture[8 + 22 + 50][8 + 264 + 128]) == (0, 0, 0)  # ignored
-    legend = picture[8 + 22 + 256 :]
+    above = len(picture) - 8 - 50 - 384 - 8  # the title's line, which is as high as one of the legend
+    row = picture[above + 300]  # in the lower half
+    assert tuple(row[8 + 192]) == (100, 100, 100)
+    assert tuple(row[8 + 392 + 192]) == (200, 0, 0)
+    assert tuple(row[8 + 2 * 392 + 192]) == (0, 200, 0)
+    assert tuple(picture[above + 75][8 + 392 + 192]) == (0, 0, 0)  # ignored
+    legend = picture[above + 384 :]
     assert occurs(legend, (200, 0, 0)) and occurs(legend, (0, 200, 0))
     assert not occurs(legend, (0, 0, 200))  # a class that does not occur is not in the legend
+
+
+@pytest.mark.parametrize("shape", [(1024, 2048), (48, 64)])
+def test_a_panels_legend_can_be_read_where_it_is_shown_400_pixels_wide(shape):
+    """As in TensorBoard's grid: a box of the legend has the height of a letter, at least 10 pixels there."""
+    label = np.zeros(shape, np.uint8)
+    picture = panel(np.full((3, *shape), 100, np.uint8), label, label, CLASSES, COLORS)
+    legend = (picture[-60:] == COLORS[0]).all(-1)
+    assert legend.any(1).sum() * 400 / picture.shape[1] >= 10
 
 
 def test_stacked_panels_are_one_below_the_other():
