@@ -127,9 +127,14 @@ def _file_flags(file: Path, above: Sequence[Path] = ()) -> list[Flag]:
     for key, value in flatten(content):
         key = _check_key(key, f"in {file}")
         if not _fits(KEYS[key].type, value):
-            raise UserError(f"{key} in {file} must be {_describe(KEYS[key].type)}, not {json.dumps(value)}.")
-        flags.append(Flag(key, value if isinstance(value, str) else json.dumps(value), f"in {file}"))
+            raise UserError(f"{key} in {file} must be {_describe(KEYS[key].type)}, not {_to_text(value)}.")
+        flags.append(Flag(key, value if isinstance(value, str) else _to_text(value), f"in {file}"))
     return flags
+
+
+def _to_text(value: Any) -> str:
+    """A value as the YAML that a flag takes; YAML does not know JSON's pairs of escapes for characters such as emoji."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
