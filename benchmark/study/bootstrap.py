@@ -1,0 +1,220 @@
+"""How far a score would move with other images and other seeds: draws of it.
+
+A score is the mean over classes of a ratio of counts that add up over images. The Bayesian bootstrap (Rubin, The Annals of
+Statistics 1981) draws it again under random weights of the images; what training with another seed would change is added as
+normal noise. All draws with one number, whatever the model or the setting, belong together.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 10_000
+CHUNK = 1_000  # draws at once: their products stay in a few megabytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's score in 0..1, its draws (draws,) under the dataset's weights, and its `small_sample_factor`."""
+
+    score: float
+    draws: np.ndarray
+    factor: float
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """What is known of the variance between seeds.
+
+    Attributes:
+        variance: pooled within models, in squared units of the score; 0 where nothing is known.
+        degrees_of_freedom: the sum over models of seeds - 1. 0 means that no model has two seeds: draws then hold image
+            sampling only, and say nothing about retraining.
+        scale: (draws,), the standard deviation in each draw, which is itself uncertain.
+    """
+
+    variance: float
+    degrees_of_freedom: int
+    scale: np.ndarray
+
+    @property
+    def image_sampling_only(self) -> bool:
+        return self.degrees_of_freedom == 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The models of one setting: mean scores over seeds (models,), and joint draws (models, draws) around them."""
+
+    encoders: tuple[str, ...]
+    scores: np.ndarray
+    draws: np.ndarray
+
+    def of(self, encoders: Sequence[str]) -> "Scores":
+        """Those of some encoders, in that order."""
+        rows = [self.encoders.index(encoder) for encoder in encoders]
+        return Scores(tuple(encoders), self.scores[rows], self.draws[rows])
+
+
+def generator(seed: int, *names: str) -> np.random.Generator:
+    """Random numbers of `seed` for what `names` name, independent of those for other names, the same everywhere."""
+    # A length before each name, because ("a", "bc") and ("ab", "c") are not the same.
+    words = [word for name in names for word in (len(name), zlib.crc32(name.encode()))]
+    return np.random.default_rng([seed, *words])
+
+
+def intersection_and_union(confusions: np.ndarray, images: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each image's pixels in the intersection and in the union of label and prediction.
+
+    Args:
+        confusions: integers (n, 4): image, label, prediction, pixels, as in confusion.npz.
+
+    Returns:
+        two float64 arrays (images, classes), at least 0; exact for up to 2^53 pixels.
+
+    Raises:
+        ValueError: an image or a class lies outside.
+    """
+    image, label, prediction, pixels = np.asarray(confusions).reshape(-1, 4).T
+    for what, values, limit in (
+        ("image", image, images),
+        ("label", label, classes),
+        ("prediction", prediction, classes),
+    ):
+        if len(values) and (values.min() < 0 or values.max() >= limit):
+            raise ValueError(f"The {what}s {values.min()}..{values.max()} are not in 0..{limit - 1}.")
+
+    def add(of_class: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        places = (image * classes + of_class)[chosen]
+        return np.bincount(places, pixels[chosen], images * classes).reshape(images, classes)
+
+    intersection = add(label, label == prediction)
+    return intersection, add(label) + add(prediction) - intersection
+
+
+def mean_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
+    """The score of a whole split: the mean over classes of sum of numerators / sum of denominators over images.
+
+    A class whose denominators are all 0 is left out of the mean, as in results.json. With intersections and unions the score
+    is results.json's mean_iou.
+
+    Args:
+        numerators, denominators: (images, classes), at least 0.
+
+    Raises:
+        ValueError: no class is left.
+    """
+    return float(bootstrap_scores(numerators, denominators, np.ones((1, len(numerators))))[0])
+
+
+def image_weights(dataset: str, images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Weights of a dataset's images, the same for all runs on it: float32 (draws, images), each row Dirichlet(1, ..., 1).
+
+    No weight is 0, so that no class ever vanishes. Weights of datasets with other names are independent.
+    """
+    random, weights = generator(seed, "images", dataset), np.empty((draws, images), np.float32)
+    for start in range(0, draws, CHUNK):
+        drawn = random.standard_exponential((min(CHUNK, draws - start), images))
+        weights[start : start + CHUNK] = drawn / drawn.sum(axis=1, keepdims=True)
+    return weights
+
+
+def bootstrap_scores(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The score under each row of weights.
+
+    Args:
+        numerators, denominators: (images, classes), as in `mean_ratio`.
+        weights: (draws, images). float32 gives scores within 1e-7 of those of float64, at twice the speed.
+
+    Returns:
+        float64 (draws,).
+
+    Raises:
+        ValueError: no class has a denominator.
+    """
+    present = np.any(denominators, axis=0)
+    if not present.any():
+        raise ValueError("No class has a pixel: there is no score to draw.")
+    # One product for both, in the weights' precision.
+    counts = np.hstack([numerators[:, present], denominators[:, present]]).astype(weights.dtype)
+    scores = np.empty(len(weights))
+    for start in range(0, len(weights), CHUNK):
+        sums = weights[start : start + CHUNK] @ counts
+        above, below = np.split(sums, 2, axis=1)
+        scores[start : start + CHUNK] = (above / below).mean(axis=1, dtype=np.float64)
+    return scores
+
+
+def small_sample_factor(denominators: np.ndarray) -> float:
+    """By what a bootstrap's deviations are too small where few images have a class: at least 1.
+
+    A class's ratio is a mean over images with the shares h_i of its denominator. Residuals r_i from that mean have
+    E[sum h_i^2 r_i^2] = s^2 sum h_i^2 (1 - 2 h_i + H), H = sum h_j^2, while the mean's variance is s^2 H: the correction of
+    heteroscedasticity-consistent variances for leverage (MacKinnon and White, Journal of Econometrics 1985), pooled here over
+    classes, because a class in one image shows no deviation at all.
+
+    Args:
+        denominators: (images, classes), at least 0.
+
+    Returns:
+        the factor; 1 where every class is in one image, as nothing can be known then.
+    """
+    present = denominators[:, np.any(denominators, axis=0)]
+    shares = present / present.sum(axis=0)
+    squares = shares**2
+    variance = squares.sum(axis=0)
+    seen = (squares * (1 - 2 * shares + variance)).sum()
+    return float(np.sqrt(variance.sum() / seen)) if seen > 0 else 1.0
+
+
+def draw_run(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> Run:
+    """What is kept of one run; arguments and errors as for `bootstrap_scores`."""
+    return Run(
+        mean_ratio(numerators, denominators),
+        bootstrap_scores(numerators, denominators, weights),
+        small_sample_factor(denominators),
+    )
+
+
+def seed_noise(scores: Sequence[Sequence[float]], draws: int = DRAWS, name: str = "", seed: int = 0) -> SeedNoise:
+    """The variance between seeds, pooled within models.
+
+    Args:
+        scores: of each model, those of its seeds; models with one seed add nothing.
+        name: of the pool, such as its setting; the uncertainty of pools with other names is independent.
+    """
+    squares = sum(float(((np.asarray(values) - np.mean(values)) ** 2).sum()) for values in scores)
+    degrees = sum(len(values) - 1 for values in scores)
+    if not degrees:
+        return SeedNoise(0.0, 0, np.zeros(draws))
+    # Normal noise of this scale has Student's t distribution, because the variance is an estimate.
+    scale = np.sqrt(squares / generator(seed, "seed variance", name).chisquare(degrees, draws))
+    return SeedNoise(squares / degrees, degrees, scale)
+
+
+def setting_scores(setting: str, models: Mapping[str, Sequence[Run]], noise: SeedNoise, seed: int = 0) -> Scores:
+    """The joint draws of a setting's models: other images, and other seeds as far as `noise` knows of them.
+
+    A model's draw is the mean over its seeds, centred on its score, its deviations times the small-sample factor, plus
+    z * scale / sqrt(seeds). One factor serves all models, the mean over runs, because they share images. A model with one
+    seed gets the noise that other models, or another setting's, have shown.
+
+    Args:
+        setting: a name; the noise of settings with other names is independent.
+        models: by encoder, the runs of its seeds: one or more.
+
+    Raises:
+        ValueError: no model, or a model without a run.
+    """
+    if not models or not all(models.values()):
+        raise ValueError("A setting needs at least one model, and each model at least one run.")
+    factor = np.mean([run.factor for runs in models.values() for run in runs])
+    scores = np.array([np.mean([run.score for run in runs]) for runs in models.values()])
+    draws = np.empty((len(models), len(noise.scale)))
+    for row, score, (encoder, runs) in zip(draws, scores, models.items(), strict=True):
+        images = np.mean([run.draws for run in runs], axis=0)
+        normal = generator(seed, "seeds", setting, encoder).standard_normal(len(row))
+        row[:] = score + factor * (images - images.mean()) + normal * noise.scale / np.sqrt(len(runs))
+    return Scores(tuple(models), scores, draws)

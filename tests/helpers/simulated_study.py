@@ -1,0 +1,71 @@
+"""Studies whose true scores are known: counts of images and classes from a model with closed-form means.
+
+An image of class c has L labelled pixels. A model finds the share t of them and as many wrong ones as it misses, so that the
+intersection is t L and the union (2 - t) L. t = Phi(skill + noise), normal noise of variance s^2, has the mean
+Phi(skill / sqrt(1 + s^2)). An image without the class may have false pixels in its union alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+from scipy.stats import norm
+
+
+@dataclass(frozen=True)
+class Population:
+    """A validation set's population: the shares of images that have a class, and the classes' difficulty."""
+
+    share: np.ndarray  # (classes,)
+    skill: np.ndarray  # (classes,)
+    images: int
+    seed_sd: float = 0.023  # in skill: 0.7 to 0.8 points of mIoU
+    noise: tuple[float, float, float, float] = (0.5, 0.5, 0.35, 0.25)  # of image, image x class, x model, x seed
+    size_sd: float = 0.8  # of the logarithm of a class's pixels in an image
+    false_rate: float = 0.03
+    false_size: float = 0.1
+
+    @property
+    def variance(self) -> float:
+        """Of all that is added to a skill."""
+        return self.seed_sd**2 + sum(sd**2 for sd in self.noise)
+
+    def truth(self, effects: np.ndarray, present: np.ndarray) -> np.ndarray:
+        """The mIoU of models of `effects` (models, classes) over all images and seeds and the classes `present`."""
+        found = ndtr((self.skill + effects) / np.sqrt(1 + self.variance))
+        size = np.exp(self.size_sd**2 / 2)
+        false = (1 - self.share) * self.false_rate * self.false_size * size
+        ratio = found * self.share * size / ((2 - found) * self.share * size + false)
+        return ratio[:, present].mean(axis=1)
+
+    def split(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labelled pixels, difficulty and the size of false predictions of a split's images: (images, classes) each."""
+        shape = self.images, len(self.share)
+        label = (random.random(shape) < self.share) * np.exp(self.size_sd * random.standard_normal(shape))
+        hard = self.noise[0] * random.standard_normal((self.images, 1)) + self.noise[1] * random.standard_normal(shape)
+        false = (label == 0) * self.false_size * np.exp(self.size_sd * random.standard_normal(shape))
+        return label, hard, false
+
+    def runs(
+        self, effects: np.ndarray, seeds: int, split: tuple[np.ndarray, ...], random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Intersections and unions of models on a split, float32 (models, seeds, images, classes)."""
+        label, hard, false = split
+        shape = len(effects), seeds, *label.shape
+        draw = random.standard_normal
+        skill = (self.skill + effects)[:, None, None] + hard + self.seed_sd * draw((*shape[:2], 1, 1))
+        skill = skill + self.noise[2] * draw((len(effects), 1, *label.shape), np.float32)
+        found = ndtr(skill + self.noise[3] * draw(shape, np.float32), dtype=np.float32)
+        wrong = (random.random(shape, np.float32) < self.false_rate) * false
+        return found * label, (2 - found) * label + wrong
+
+
+def common_classes(random: np.random.Generator) -> Population:
+    """20 classes, each in 5 to 40 % of 300 images."""
+    return Population(random.uniform(0.05, 0.4, 20), norm.ppf(random.uniform(0.6, 0.9, 20)) * 1.3, 300)
+
+
+def rare_classes(random: np.random.Generator) -> Population:
+    """60 classes in 400 images, of which the rarest occur in 0.4 % of them."""
+    share = np.geomspace(0.004, 0.4, 60)
+    return Population(share, norm.ppf(random.uniform(0.6, 0.9, 60)) * 1.3, 400)
