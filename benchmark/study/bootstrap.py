@@ -1,8 +1,8 @@
 """How far a score would move with other images and other seeds: draws of it.
 
-A score is the mean over classes of a ratio of counts that add up over images. The Bayesian bootstrap (Rubin, The Annals of
-Statistics 1981) draws it again under random weights of the images; what training with another seed would change is added as
-normal noise. All draws with one number, whatever the model or the setting, belong together.
+A score is the mean over classes of a ratio of counts that add up over images. The Bayesian bootstrap (Rubin, The
+Annals of Statistics 1981) draws it again under random weights of the images; what training with another seed would
+change is added as normal noise. All draws with one number, whatever the model or the setting, belong together.
 """
 
 import zlib
@@ -97,8 +97,8 @@ def intersection_and_union(confusions: np.ndarray, images: int, classes: int) ->
 def mean_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
     """The score of a whole split: the mean over classes of sum of numerators / sum of denominators over images.
 
-    A class whose denominators are all 0 is left out of the mean, as in results.json. With intersections and unions the score
-    is results.json's mean_iou.
+    A class whose denominators are all 0 is left out of the mean, as in results.json. With intersections and unions
+    the score is results.json's mean_iou.
 
     Args:
         numerators, denominators: (images, classes), at least 0.
@@ -110,11 +110,12 @@ def mean_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
 
 def image_weights(dataset: str, images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Weights of a dataset's images, the same for all runs on it: float32 (draws, images), each row Dirichlet(1, ..., 1).
+    """A dataset's weights, the same for all runs on it: float32 (draws, images), each row Dirichlet(1, ..., 1).
 
     No weight is 0, so that no class ever vanishes. Weights of datasets with other names are independent.
     """
-    random, weights = generator(seed, "images", dataset), np.empty((draws, images), np.float32)
+    random = generator(seed, "images", dataset)
+    weights: np.ndarray = np.empty((draws, images), np.float32)
     for start in range(0, draws, CHUNK):
         drawn = random.standard_exponential((min(CHUNK, draws - start), images))
         weights[start : start + CHUNK] = drawn / drawn.sum(axis=1, keepdims=True)
@@ -151,9 +152,9 @@ def small_sample_factor(denominators: np.ndarray) -> float:
     """By what a bootstrap's deviations are too small where few images have a class: at least 1.
 
     A class's ratio is a mean over images with the shares h_i of its denominator. Residuals r_i from that mean have
-    E[sum h_i^2 r_i^2] = s^2 sum h_i^2 (1 - 2 h_i + H), H = sum h_j^2, while the mean's variance is s^2 H: the correction of
-    heteroscedasticity-consistent variances for leverage (MacKinnon and White, Journal of Econometrics 1985), pooled here over
-    classes, because a class in one image shows no deviation at all.
+    E[sum h_i^2 r_i^2] = s^2 sum h_i^2 (1 - 2 h_i + H), H = sum h_j^2, while the mean's variance is s^2 H: the
+    correction of heteroscedasticity-consistent variances for leverage (MacKinnon and White, Journal of Econometrics
+    1985), pooled here over classes, because a class in one image shows no deviation at all.
 
     Args:
         denominators: (images, classes), at least 0.
@@ -198,8 +199,8 @@ def setting_scores(setting: str, models: Mapping[str, Sequence[Run]], noise: See
     """The joint draws of a setting's models: other images, and other seeds as far as `noise` knows of them.
 
     A model's draw is the mean over its seeds, centred on its score, its deviations times the small-sample factor, plus
-    z * scale / sqrt(seeds). One factor serves all models, the mean over runs, because they share images. A model with one
-    seed gets the noise that other models, or another setting's, have shown.
+    z * scale / sqrt(seeds). One factor serves all models, the mean over runs, because they share images. A model with
+    one seed gets the noise that other models, or another setting's, have shown.
 
     Args:
         setting: a name; the noise of settings with other names is independent.

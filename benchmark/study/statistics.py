@@ -26,7 +26,8 @@ class RankCorrelation:
     Attributes:
         tau: Kendall's tau-b in -1..1.
         p_value: of a permutation test of no agreement, two-sided.
-        low, high: the interval of the tau of the true scores. It need not lie around `tau`, which noise pulls towards 0.
+        low, high: the interval of the tau of the true scores. It need not lie around `tau`, which noise pulls towards
+            0.
         models: how many the two settings share.
     """
 
@@ -39,7 +40,7 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class Regret:
-    """What is lost in a dear setting where a cheap one chose the encoder; both numbers at least 0, in units of the score."""
+    """What is lost in a dear setting where a cheap one chose the encoder: at least 0, in units of the score."""
 
     encoder: str
     estimate: float
@@ -54,8 +55,8 @@ def seed_summary(scores: Sequence[float]) -> tuple[float, float | None]:
 def score_intervals(models: Scores) -> np.ndarray:
     """Each model's interval of its score, (models, 2), within 0..1: that of the method where the draws hold seed noise.
 
-    It is the basic bootstrap interval, 2 * score - quantiles (Davison and Hinkley, Bootstrap Methods and their Application,
-    1997, section 5.2). Seed noise is in the draws and symmetric, so that it widens both sides alike.
+    It is the basic bootstrap interval, 2 * score - quantiles (Davison and Hinkley, Bootstrap Methods and their
+    Application, 1997, section 5.2). Seed noise is in the draws and symmetric, so that it widens both sides alike.
     """
     low, high = np.quantile(models.draws, TAILS, axis=1)
     return np.clip(2 * models.scores[:, None] - np.stack([high, low], axis=1), 0, 1)
@@ -79,8 +80,8 @@ def rank_sets(models: Scores) -> np.ndarray:
     """
     count = len(models.scores)
     first, second = np.triu_indices(count, 1)
-    beaten = np.zeros(count, np.int64)
-    beats = np.zeros(count, np.int64)
+    beaten: np.ndarray = np.zeros(count, np.int64)
+    beats: np.ndarray = np.zeros(count, np.int64)
     if count > 1:
         difference = models.scores[first] - models.scores[second]
         margin = _margin(models.draws[first] - models.draws[second] - difference[:, None], two_sided=True)
@@ -123,8 +124,9 @@ def rank_correlation(a: Scores, b: Scores, seed: int = 0) -> RankCorrelation | N
 def permutation_p_value(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
     """The two-sided p-value of Kendall's tau-b of a, b (models,): the share of orders of b with as large a |tau|.
 
-    Exact without ties, by scipy, and up to 7 models. Else over 100,000 seeded permutations, as (1 + found) / (1 + tried),
-    which never claims too much (Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology 2010).
+    Exact without ties, by scipy, and up to 7 models. Else over 100,000 seeded permutations, as (1 + found) / (1 +
+    tried), which never claims too much (Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology
+    2010).
     """
     count = len(a)
     if count > MOST_ENUMERATED and len(np.unique(a)) == len(np.unique(b)) == count:
@@ -150,9 +152,9 @@ def permutation_p_value(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
 def choice_regret(cheap: Scores, dear: Scores) -> Regret | None:
     """What is lost in `dear` where the best encoder of `cheap` is taken, among those that both have; None without any.
 
-    The estimate is the best score in `dear` less that of the choice. Its upper bound is one-sided and holds over all encoders
-    at once, by the quantile of the largest deviation in standard errors (max-t; Romano and Wolf, Econometrica 2005). Among
-    encoders that tie in `cheap`, the worst in `dear` counts as chosen.
+    The estimate is the best score in `dear` less that of the choice. Its upper bound is one-sided and holds over all
+    encoders at once, by the quantile of the largest deviation in standard errors (max-t; Romano and Wolf,
+    Econometrica 2005). Among encoders that tie in `cheap`, the worst in `dear` counts as chosen.
     """
     shared = [encoder for encoder in cheap.encoders if encoder in dear.encoders]
     if not shared:
@@ -186,10 +188,11 @@ def _margin(deviations: np.ndarray, two_sided: bool) -> np.ndarray:
 def _posterior_tau(a: Scores, b: Scores, seed: int) -> np.ndarray:
     """Draws of the tau of the true scores: (draws,).
 
-    Percentiles of the draws' own taus are not used: each holds the noise twice, and their interval misses a true tau of 0.7
-    in a quarter of studies. So the true scores are normal pairs around the settings' means, with unknown variances and
-    correlation (flat priors); the estimates add noise, whose covariance is that of the draws. Draws come from the posterior
-    by importance resampling. (Two-stage normal model: Rubin, Journal of Educational Statistics 1981.)
+    Percentiles of the draws' own taus are not used: each holds the noise twice, and their interval misses a true tau
+    of 0.7 in a quarter of studies. So the true scores are normal pairs around the settings' means, with unknown
+    variances and correlation (flat priors); the estimates add noise, whose covariance is that of the draws. Draws
+    come from the posterior by importance resampling. (Two-stage normal model: Rubin, Journal of Educational
+    Statistics 1981.)
     """
     random = generator(seed, "tau")
     models = len(a.scores)

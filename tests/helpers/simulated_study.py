@@ -1,8 +1,8 @@
 """Studies whose true scores are known: counts of images and classes from a model with closed-form means.
 
-An image of class c has L labelled pixels. A model finds the share t of them and as many wrong ones as it misses, so that the
-intersection is t L and the union (2 - t) L. t = Phi(skill + noise), normal noise of variance s^2, has the mean
-Phi(skill / sqrt(1 + s^2)). An image without the class may have false pixels in its union alone.
+An image of class c has L labelled pixels. A model finds the share t of them and as many wrong ones as it misses, so
+that the intersection is t L and the union (2 - t) L. t = Phi(skill + noise), normal noise of variance s^2, has the
+mean Phi(skill / sqrt(1 + s^2)). An image without the class may have false pixels in its union alone.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 from scipy.stats import norm
+
+from benchmark.study.bootstrap import Scores, draw_run, image_weights, seed_noise, setting_scores
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,37 @@ def rare_classes(random: np.random.Generator) -> Population:
     """60 classes in 400 images, of which the rarest occur in 0.4 % of them."""
     share = np.geomspace(0.004, 0.4, 60)
     return Population(share, norm.ppf(random.uniform(0.6, 0.9, 60)) * 1.3, 400)
+
+
+def simulate(make, several: int, number: int, draws: int = 1000) -> list[tuple[np.ndarray, Scores]]:
+    """Three settings of six models, each with the models' true scores: the second shares the first one's dataset.
+
+    Args:
+        make: makes a population from random numbers.
+        several: models of the first setting that have three seeds. Where it is fewer than all, all other models have
+            one seed, in every setting, and borrow the variance of these.
+        number: of the study, its seed.
+    """
+    random = np.random.default_rng([number, several])
+    common = 0.045 * random.standard_normal((6, 1))
+    settings = []
+    for setting, dataset in (("cheap", "first"), ("same images", "first"), ("dear", "second")):
+        if setting != "same images":
+            population = make(random)
+            split = population.split(random)
+            weights = image_weights(dataset, population.images, draws, number)
+            present = split[0].any(axis=0)
+        own = 0 if setting == "cheap" else 0.012
+        effects = 0.95 ** bool(own) * common + own * random.standard_normal((6, 1))
+        effects = effects + 0.06 * random.standard_normal((6, len(present)))
+        above, below = population.runs(effects, 3, split, random)
+        seeds = [3 if several == 6 or (setting == "cheap" and m < several) else 1 for m in range(6)]
+        models = {
+            f"model {m}": [draw_run(above[m, k][:, present], below[m, k][:, present], weights) for k in range(seeds[m])]
+            for m in range(6)
+        }
+        if setting == "cheap" or several == 6:
+            known = [[run.score for run in runs] for runs in models.values()]
+            noise = seed_noise(known, draws, setting, number)
+        settings.append((population.truth(effects, present), setting_scores(setting, models, noise, number)))
+    return settings

@@ -1,0 +1,72 @@
+"""How often the statements of 95 % are true, in simulated studies: the table of docs/statistics.md.
+
+`pytest -m slow -s tests/study` prints it.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+from simulated_study import common_classes, rare_classes, simulate
+
+from benchmark.study.statistics import (
+    choice_regret,
+    difference_intervals,
+    rank_correlation,
+    rank_sets,
+    score_intervals,
+)
+
+STUDIES = 1000
+CONSERVATIVE = ("rank sets", "regret, same images", "regret, other images")  # may hold more often than 99 %
+
+
+def covers(interval, truth):
+    return np.mean((interval[..., 0] <= truth) & (truth <= interval[..., 1]))
+
+
+def check_setting(hits, widths, truth, models):
+    pairs = np.triu_indices(len(truth), 1)
+    true_rank = 1 + (truth > truth[:, None]).sum(axis=1)
+    for what, interval, true in (
+        ("score", score_intervals(models), truth),
+        ("differences", difference_intervals(models)[pairs], (truth[:, None] - truth)[pairs]),
+    ):
+        hits[what].append(covers(interval, true))
+        widths[what].append(np.ptp(interval, axis=1).mean())
+    sets = rank_sets(models)
+    hits["rank sets"].append(covers(sets, true_rank) == 1)
+    widths["rank sets"].append((1 + np.ptp(sets, axis=1)).mean())
+
+
+def check_pair(hits, widths, images, first, second, number):
+    (true_a, a), (true_b, b) = first, second
+    found = rank_correlation(a, b, number)
+    true = kendalltau(true_a, true_b).statistic
+    # A tau is a whole number of pairs, which a quantile misses by rounding.
+    hits[f"tau, {images}"].append(found.low - 1e-9 <= true <= found.high + 1e-9)
+    widths[f"tau, {images}"].append(found.high - found.low)
+    found = choice_regret(a, b)
+    true = true_b.max() - true_b[a.scores.argmax()]
+    hits[f"regret, {images}"].append(true <= found.upper_bound)
+    widths[f"regret, {images}"].append(found.upper_bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [6, 3], ids=["3 seeds", "1 seed, variance of 3 cells with 3"])
+@pytest.mark.parametrize("make", [common_classes, rare_classes])
+def test_statements_of_95_percent_hold(make, several):
+    hits, widths = defaultdict(list), defaultdict(list)
+    for number in range(STUDIES):
+        study = simulate(make, several, number)
+        for truth, models in study:
+            check_setting(hits, widths, truth, models)
+        for images, other in (("same images", study[1]), ("other images", study[2])):
+            check_pair(hits, widths, images, study[0], other, number)
+    coverage = {what: np.mean(values) for what, values in hits.items()}
+    print(f"\n{make.__name__}, {several} models with 3 seeds, {STUDIES} studies: coverage, mean width")
+    for what, value in coverage.items():
+        print(f"{what:<22} {value:.3f}  {np.mean(widths[what]):.4f}")
+    for what, value in coverage.items():
+        assert 0.93 <= value <= (1 if what in CONSERVATIVE else 0.99), what
