@@ -55,17 +55,21 @@ def check_pair(hits, widths, images, first, second, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("several", [6, 3], ids=["3 seeds", "1 seed, variance of 3 cells with 3"])
-@pytest.mark.parametrize("make", [common_classes, rare_classes])
-def test_statements_of_95_percent_hold(make, several):
+@pytest.mark.parametrize(
+    ("make", "spread"),
+    [(common_classes, 0.045), (common_classes, 0.18), (rare_classes, 0.045)],
+    ids=["common", "far apart", "rare"],
+)
+def test_statements_of_95_percent_hold(make, spread, several):
     hits, widths = defaultdict(list), defaultdict(list)
     for number in range(STUDIES):
-        study = simulate(make, several, number)
+        study = simulate(make, several, number, spread=spread)
         for truth, models in study:
             check_setting(hits, widths, truth, models)
         for images, other in (("same images", study[1]), ("other images", study[2])):
             check_pair(hits, widths, images, study[0], other, number)
     coverage = {what: np.mean(values) for what, values in hits.items()}
-    print(f"\n{make.__name__}, {several} models with 3 seeds, {STUDIES} studies: coverage, mean width")
+    print(f"\n{make.__name__}, spread {spread}, {several} models with 3 seeds, {STUDIES} studies: coverage, mean width")
     for what, value in coverage.items():
         print(f"{what:<22} {value:.3f}  {np.mean(widths[what]):.4f}")
     for what, value in coverage.items():
