@@ -19,7 +19,9 @@ from benchmark.study.statistics import (
 )
 
 STUDIES = 1000
-CONSERVATIVE = ("rank sets", "regret, same images", "regret, other images")  # may hold more often than 99 %
+# These may hold more often than 99 %: they hold for all models at once, and where models are far apart, an interval of tau
+# is a few steps of one pair each.
+CONSERVATIVE = ("rank sets", "regret")
 
 
 def covers(interval, truth):
@@ -73,4 +75,5 @@ def test_statements_of_95_percent_hold(make, spread, several):
     for what, value in coverage.items():
         print(f"{what:<22} {value:.3f}  {np.mean(widths[what]):.4f}")
     for what, value in coverage.items():
-        assert 0.93 <= value <= (1 if what in CONSERVATIVE else 0.99), what
+        conservative = what.startswith(CONSERVATIVE + (("tau",) if spread > 0.1 else ()))
+        assert 0.93 <= value <= (1 if conservative else 0.99), what
