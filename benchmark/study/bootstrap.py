@@ -60,7 +60,7 @@ class Scores:
 
 def generator(seed: int, *names: str) -> np.random.Generator:
     """Random numbers of `seed` for what `names` name, independent of those for other names, the same everywhere."""
-    # A length before each name, because ("a", "bc") and ("ab", "c") are not the same.
+    # The length as well, because names of one checksum exist.
     words = [word for name in names for word in (len(name), zlib.crc32(name.encode()))]
     return np.random.default_rng([seed, *words])
 

@@ -19,8 +19,8 @@ from benchmark.study.statistics import (
 )
 
 STUDIES = 1000
-# These may hold more often than 99 %: they hold for all models at once, and where models are far apart, an interval of tau
-# is a few steps of one pair each.
+# These may hold more often than 99 %: they are true of all models at once, and where models are far apart, an interval
+# of tau is a few steps of one pair each.
 CONSERVATIVE = ("rank sets", "regret")
 
 

@@ -136,6 +136,14 @@ def test_the_small_sample_factor_of_equal_images_is_that_of_a_mean():
     assert small_sample_factor(np.eye(3)) == 1
 
 
+def test_the_small_sample_factor_makes_up_for_what_residuals_miss():
+    shares = np.array([0.6, 0.3, 0.1])
+    values = np.random.default_rng(0).standard_normal((200_000, 3))
+    means = values @ shares
+    seen = (shares**2 * (values - means[:, None]) ** 2).sum(axis=1).mean()
+    assert small_sample_factor(shares[:, None]) == pytest.approx(np.sqrt(means.var() / seen), rel=0.01)
+
+
 def test_seed_noise_is_pooled_within_models():
     groups = [[0.5, 0.52, 0.57], [0.7], [0.6, 0.64]]
     noise = seed_noise(groups, draws=20_000, name="s")
@@ -217,7 +225,7 @@ def test_rank_sets_need_more_than_one_pairs_margin():
 
 
 def test_ranks_and_the_probability_of_being_best():
-    assert ranks(np.array([0.3, 0.5, 0.5, 0.1])).tolist() == [3, 1, 1, 4]
+    assert ranks(np.array([0.3, 0.5, 0.5, 0.5])).tolist() == [4, 1, 1, 1]
     draws = np.array([[1.0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
     assert best_probabilities(Scores(("a", "b", "c"), draws.mean(1), draws)) == pytest.approx(
         [11 / 24, 11 / 24, 1 / 12]
