@@ -133,7 +133,7 @@ def _file_flags(file: Path, above: Sequence[Path] = ()) -> list[Flag]:
 
 
 def _to_text(value: Any) -> str:
-    """A value as the YAML that a flag takes; YAML does not know JSON's pairs of escapes for characters such as emoji."""
+    """A value as the YAML that a flag takes, which does not know the pairs of escapes that JSON makes of an emoji."""
     return json.dumps(value, ensure_ascii=False)
 
 
