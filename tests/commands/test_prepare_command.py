@@ -236,6 +236,14 @@ def test_a_hub_dataset_becomes_a_recipe_that_trains(labels, tiny, tmp_path, caps
     assert list(results["iou"]) == ["sky", "road", "car"] and results["dataset"] == "my"
 
 
+def test_an_empty_split_of_a_hub_dataset_is_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    datasets.Dataset.from_dict({"image": [], "label": []}, features=features).save_to_disk(tmp_path / "set")
+    with pytest.raises(Exception, match=r"The split 'train' of .* has no rows: write") as caught:
+        main(["prepare", "--hub", str(tmp_path / "set"), "--output", str(tmp_path / "my.yaml")])
+    assert as_sentence(caught.value)
+
+
 def test_each_command_lists_the_keys_that_it_uses(capsys):
     for command, there, absent in (
         ("prepare", "--data.custom.label_mapping", "--optim.lr"),
