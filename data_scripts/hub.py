@@ -100,11 +100,11 @@ def locate(root: str, custom: Custom) -> str:
 def split_names(root: str, custom: Custom) -> list[str]:
     """The names of the splits that there are."""
     path = locate(root, custom)
-    if (Path(path) / "dataset_dict.json").exists():
-        return list(datasets.load_from_disk(path))
-    if (Path(path) / "state.json").exists():
-        return [single_split(path)]
     try:
+        if (Path(path) / "dataset_dict.json").exists():
+            return list(datasets.load_from_disk(path))
+        if (Path(path) / "state.json").exists():
+            return [single_split(path)]
         return datasets.get_dataset_split_names(path, custom.config, revision=custom.revision)
     except Exception as error:  # the Hub's client raises errors of many libraries
         raise MissingArchive(

@@ -32,7 +32,7 @@ def inspect_hub(path: str, config: str | None, share: float | None) -> tuple[Fou
         share: the share of the training rows that validates; None: a split of the dataset does, where there is one.
 
     Raises:
-        DatasetError: it cannot be read, a split is empty, or there are no columns of images and label maps.
+        DatasetError: it cannot be read, such as an empty one, or has no columns of images and label maps.
     """
     keys: dict[str, Any] = {"path": path} | ({"config": config} if config else {})
     custom = Custom(**keys)
@@ -41,9 +41,6 @@ def inspect_hub(path: str, config: str | None, share: float | None) -> tuple[Fou
     others = [name for name in VALIDATION if name in names and name != train] if share is None else []
     chosen = {"train": train} | ({"validation": others[0]} if others else {})
     loaded = {split: load_split("/", custom, name) for split, name in chosen.items()}
-    for split, part in loaded.items():
-        if not len(part):
-            raise DatasetError(f"The split {chosen[split]!r} of {path} has no rows: write a recipe that names others.")
     image, label = guess_columns(loaded["train"].features)
     keys |= {"train_split": train, "val_split": chosen.get("validation"), "image_column": image, "label_column": label}
     rows = {split: undecoded(part, Custom(**keys)) for split, part in loaded.items()}
