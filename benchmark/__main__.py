@@ -8,6 +8,8 @@ from benchmark.errors import UserError, exit_with_one_sentence
 COMMANDS = {
     "prepare": "build the datasets of a recipe, and say what is in them",
     "evaluate": "score a trained model on a dataset",
+    "sweep": "train what is missing of a study: settings x encoders x seeds",
+    "report": "rank what was trained, with uncertainty, on one page",
     "predict": "label images with a trained model",
     "encoders": "list the encoders that have a recipe, or that timm has",
     "throughput": "measure how fast this machine loads, trains, or computes a loss",

@@ -54,7 +54,7 @@ def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoin
     if checkpoint is not None:
         source, weights = str(checkpoint), _read(Path(checkpoint))
     elif pretrained:
-        source, weights = _download(encoder.name)
+        source, weights = download_weights(encoder.name)
     else:
         return LoadReport("random", [])
     return fill_encoder(encoder, weights, source)
@@ -104,7 +104,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _download(name: str) -> tuple[str, dict[str, Tensor]]:
+def download_weights(name: str) -> tuple[str, dict[str, Tensor]]:
+    """timm's weights of a name and where they are from, by way of the cache; ModelError where there are none."""
     cfg = timm.get_pretrained_cfg(name)
     source = cfg.hf_hub_id or cfg.url
     if not source or (cfg.custom_load and not cfg.hf_hub_id):

@@ -115,7 +115,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def _file_flags(file: Path, above: Sequence[Path] = ()) -> list[Flag]:
     """The flags of a recipe file, after those of the file that its `base` names, which is relative to it."""
-    content = _read_yaml(file)
+    content = read_yaml(file)
     if file.resolve() in above:
         raise UserError(f"The recipe {file} is its own base, through {above[-1].name}: remove one `base:`.")
     flags = []
@@ -127,33 +127,34 @@ def _file_flags(file: Path, above: Sequence[Path] = ()) -> list[Flag]:
     for key, value in flatten(content):
         key = _check_key(key, f"in {file}")
         if not _fits(KEYS[key].type, value):
-            raise UserError(f"{key} in {file} must be {_describe(KEYS[key].type)}, not {_to_text(value)}.")
-        flags.append(Flag(key, value if isinstance(value, str) else _to_text(value), f"in {file}"))
+            raise UserError(f"{key} in {file} must be {_describe(KEYS[key].type)}, not {to_text(value)}.")
+        flags.append(Flag(key, value if isinstance(value, str) else to_text(value), f"in {file}"))
     return flags
 
 
-def _to_text(value: Any) -> str:
+def to_text(value: Any) -> str:
     """A value as the YAML that a flag takes, which does not know the pairs of escapes that JSON makes of an emoji."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path, what: str = "recipe") -> dict[str, Any]:
+    """A file's keys and values; UserError, which calls the file `what`, where it holds anything else."""
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _StrictLoader) or {}
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.yaml")], n=3)
         names = " or ".join(str(file.parent / name) for name in near)
         raise UserError(
-            f"There is no recipe {file}: " + (f"did you mean {names}?" if near else f"look into {file.parent}/.")
+            f"There is no {what} {file}: " + (f"did you mean {names}?" if near else f"look into {file.parent}/.")
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The recipe {file} cannot be read: {error}.") from None
+        raise UserError(f"The {what} {file} cannot be read: {error}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"The recipe {file}{where} is not good YAML: {getattr(error, 'problem', error)}.") from None
+        raise UserError(f"The {what} {file}{where} is not good YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"The recipe {file} must hold keys and values, such as 'seed: 0'.")
+        raise UserError(f"The {what} {file} must hold keys and values, such as 'seed: 0'.")
     return content
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +120,21 @@ class RunFolder:
         if self.lock:
             self.lock.close()
             self.lock = None
+
+
+def is_owned(path: Path) -> bool:
+    """Whether a living process on this machine (on NFS with locks: on any) owns the run folder; nothing is locked."""
+    # struct flock, which Python does not know: a lock in the way of a reader's, from the start to the end of the file.
+    fields = {"type": fcntl.F_RDLCK, "whence": os.SEEK_SET, "start": 0, "length": 0, "process": 0}
+    order, layout = ["type", "whence", "start", "length", "process"], "@hhqqi"
+    if sys.platform == "darwin":
+        order, layout = ["start", "length", "process", "type", "whence"], "@qqihh"
+    try:
+        with open(path / LOCK, "rb") as file:
+            found = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(layout, *(fields[name] for name in order)))
+    except OSError:  # no folder, or a file system without locks
+        return False
+    return struct.unpack(layout, found)[order.index("type")] != fcntl.F_UNLCK
 
 
 def read_results(path: Path) -> dict[str, Any]:

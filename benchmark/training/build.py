@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from benchmark.errors import UserError
 from benchmark.evaluation.loop import Evaluation, evaluate
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.encoder import encoder_defaults
-from benchmark.models.encoder_checkpoint import load_encoder_weights
+from benchmark.models.encoder_checkpoint import download_weights, load_encoder_weights
 from benchmark.models.modeling import SegmentationModel, parameter_counts
 from benchmark.models.windows import MAX_WINDOWS, num_windows
 from benchmark.recipe.identity import identity, protocol, public
 from benchmark.recipe.schema import Recipe
-from benchmark.reporting.hub import Pusher
+from benchmark.reporting.hub import Pusher, model_folder
 from benchmark.reporting.reporter import Reporter
 from benchmark.reporting.results import describe_experiment
 from benchmark.reporting.run_folder import RunFolder
@@ -103,6 +104,19 @@ def check_model(recipe: Recipe) -> tuple[int, int]:
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     with torch.device("meta"):
         return parameter_counts(SegmentationModel(model_config(recipe, classes, None)))
+
+
+def fetch_weights(recipe: Recipe) -> None:
+    """Put the weights that the recipe starts from into the cache, where they come from the network.
+
+    Raises:
+        ModelError, UserError: there are none, or they cannot be fetched.
+    """
+    if recipe.model.init_from:
+        if not Path(recipe.model.init_from).exists():
+            model_folder(recipe.model.init_from)
+    elif recipe.model.pretrained and not recipe.model.checkpoint:
+        download_weights(recipe.model.encoder)
 
 
 def build_model(

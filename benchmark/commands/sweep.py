@@ -1,0 +1,227 @@
+"""python -m benchmark sweep STUDY [--output_dir FOLDER] [--launcher NAME] [--section.key value ...]
+
+Train what is missing of a study: each run is one `accelerate launch train.py --recipe ...` in FOLDER/<setting>/. First
+every run is checked, datasets are prepared and weights fetched. The same command resumes what was interrupted.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.errors import UserError
+from benchmark.recipe.parser import CommandParser
+from benchmark.study.study import Cell, Study, load_study
+
+LAUNCHERS = ("local", "slurm", "print", "hf_jobs")
+REDRAW = 2.0  # seconds
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = CommandParser(prog="python -m benchmark sweep", description=__doc__)
+    parser.add_argument("study", metavar="STUDY", type=Path, help="a study file, such as recipes/studies/tiny.yaml")
+    parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help="runs/ and the file's name by default")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where the runs go (%(default)s)")
+    parser.add_argument("--status", action="store_true", help="print where the runs stand, and stop")
+    parser.add_argument("--no_prepare", action="store_true", help="neither prepare datasets nor fetch weights here")
+    parser.add_argument("--gpus_per_run", type=_positive, metavar="N", help="GPUs of each run (1)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs beside each other on a CPU (1)")
+    own, rest = parser.parse_known_args(arguments)
+    options, overrides = launcher_options(own.launcher, rest)
+    study = load_study(own.study, overrides, own.output_dir)
+    if own.status:
+        from benchmark.study.status import status_table, study_status
+
+        print(status_table(study_status(study.cells)))
+        return
+    if own.gpus_per_run and own.jobs > 1:
+        raise UserError("--jobs is for CPUs and --gpus_per_run for GPUs: leave one out.")
+    missing = check(study)
+    if not own.no_prepare and own.launcher != "hf_jobs":
+        prepare(missing)
+    if own.launcher == "print":
+        print("\n".join(cell.line(_launch_options(own.gpus_per_run)) for cell in missing))
+        return
+    study.write()
+    if own.launcher == "local":
+        sys.exit(run_locally(study, missing, own))
+    if own.launcher == "slurm":
+        from benchmark.launchers.slurm import submit
+    else:
+        from benchmark.launchers.hf_jobs import submit
+    submit(study, missing, options, own.gpus_per_run)
+
+
+def check(study: Study) -> list[Cell]:
+    """Check every run as `train.py --dry_run` does; return those that are not finished.
+
+    Raises:
+        UserError: each different fault, with the first run that has it.
+    """
+    from benchmark.models.errors import ModelError
+    from benchmark.recipe.identity import identity
+    from benchmark.reporting.run_folder import RunFolder
+    from benchmark.training.build import check_model
+    from benchmark.training.memory import plan_without_trial
+
+    faults, checked, missing = {}, set(), []
+    for cell in study.cells:
+        recipe = cell.recipe
+        try:
+            if RunFolder(cell.folder, identity(recipe)).finished_results("auto"):
+                continue
+            missing.append(cell)
+            plan_without_trial(recipe.train.global_batch_size, 1, recipe.train.micro_batch_size)
+            if (model := repr((recipe.model, recipe.data.train, recipe.data.crop, recipe.data.custom))) not in checked:
+                checked.add(model)
+                check_model(recipe)
+        except (UserError, ModelError) as error:
+            faults.setdefault(str(error), cell.name)
+    _raise_all(faults, f"in the {len(study.cells)} runs of {study.name}; nothing was started")
+    return missing
+
+
+def prepare(cells: Sequence[Cell]) -> None:
+    """Build the datasets and fetch the weights that the runs need, once and before the first of them starts.
+
+    Raises:
+        UserError: each different fault, with the first run that has it.
+    """
+    from accelerate import PartialState
+
+    from benchmark.models.errors import ModelError
+    from benchmark.training.build import fetch_weights, prepare_datasets
+    from data_scripts.errors import DatasetError
+
+    faults: dict[str, str] = {}
+    done: set[str] = set()
+    for cell in cells:
+        recipe = cell.recipe
+        for needed, get in (
+            (repr(recipe.data), lambda recipe=recipe: prepare_datasets(recipe, PartialState())),
+            (repr(recipe.model), lambda recipe=recipe: fetch_weights(recipe)),
+        ):
+            if needed in done:
+                continue
+            done.add(needed)
+            try:
+                get()
+            except (UserError, ModelError, DatasetError) as error:
+                faults.setdefault(str(error), cell.name)
+    _raise_all(faults, "in data or weights; no run was started")
+
+
+def _raise_all(faults: dict[str, str], where: str) -> None:
+    if faults:
+        told = [f"{name}: {fault}" for fault, name in faults.items()]
+        raise UserError("\n".join([f"{len(told)} fault(s) {where}; fix each:", *told]))
+
+
+def run_locally(study: Study, missing: Sequence[Cell], own) -> int:
+    """Run what is missing on this machine and say how it ended; the exit status."""
+    from benchmark.launchers.local import LocalSweep, find_places
+    from benchmark.study.status import FAILED, log_file, status_table, study_status
+    from benchmark.training.launch import num_cores
+
+    devices = gpu_names()
+    if not devices and own.gpus_per_run:
+        raise UserError("--gpus_per_run needs GPUs, and there are none here: leave it out, or give --jobs.")
+    live = LiveTable(study.cells) if sys.stdout.isatty() else None
+    sweep = LocalSweep(
+        find_places(devices, own.gpus_per_run or 1, own.jobs, num_cores()),
+        say=(lambda text: None) if live else (lambda text: print(text, flush=True)),
+        show=live.draw if live else lambda: None,
+    )
+    ended = sweep.run(missing)
+    if live:
+        live.clear()
+    statuses = study_status(study.cells)
+    print(status_table(statuses))
+    failed = [(cell, status) for cell, status in statuses.items() if status.state == FAILED]
+    for cell, status in failed:
+        print(f"{cell.name} failed: {status.sentence} (log: {log_file(cell.folder)})")
+    if ended:
+        print("Ended early; what ran is saved: the same command continues.")
+        return os.EX_TEMPFAIL
+    print(
+        f"Next: python -m benchmark report {study.folder}"
+        if not failed
+        else "The same command tries failed runs again."
+    )
+    return 1 if failed else 0
+
+
+def gpu_names() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+class LiveTable:
+    """The table of a study on a terminal, drawn again over itself."""
+
+    def __init__(self, cells: Sequence[Cell]):
+        self.cells, self.lines, self.drawn_at = cells, 0, 0.0
+
+    def draw(self) -> None:
+        from benchmark.study.status import status_table, study_status
+
+        if time.monotonic() - self.drawn_at < REDRAW:
+            return
+        width, height = os.get_terminal_size()
+        text = status_table(study_status(self.cells), most=height - 6)
+        lines = [line[: width - 1] for line in text.splitlines()]
+        self.clear()
+        print("\n".join(lines), flush=True)
+        self.lines, self.drawn_at = len(lines), time.monotonic()
+
+    def clear(self) -> None:
+        """Remove what was drawn."""
+        if self.lines:
+            print(f"\x1b[{self.lines}F\x1b[J", end="")
+        self.lines = 0
+
+
+def launcher_options(launcher: str, rest: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """`--slurm.partition x` and the like of the chosen launcher, by name, and the other flags.
+
+    Raises:
+        UserError: an option of another launcher.
+    """
+    options: dict[str, str] = {}
+    others: list[str] = []
+    left = list(rest)
+    while left:
+        flag = left.pop(0)
+        section, dot, name = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and dot and section in ("slurm", "hf_jobs")):
+            others.append(flag)
+            continue
+        if section != launcher:
+            raise UserError(f"{flag} is for --launcher {section}: leave it out, or choose that launcher.")
+        name, equals, value = name.partition("=")
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise UserError(f"{flag} has no value; write {flag} VALUE.")
+            value = left.pop(0)
+        options[name] = value
+    return options, others
+
+
+def _launch_options(gpus: int | None) -> tuple[str, ...]:
+    """Options of `accelerate launch` for runs with so many GPUs; none where the machine decides."""
+    from benchmark.launchers.local import find_places
+
+    return find_places([str(number) for number in range(gpus)], gpus, 1, 1)[0].launch if gpus else ()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

@@ -1,0 +1,1 @@
+"""Where a study's runs go: this machine, Slurm, Hugging Face Jobs."""
