@@ -145,10 +145,8 @@ class LocalSweep:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ
-                | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE, "PET_SHUTDOWN_TIMEOUT": GRACE}
-                | place.environment,
-                start_new_session=True,  # a group of its own, which Ctrl-C does not reach before this process has seen it
+                env=os.environ | GRACE | place.environment,
+                start_new_session=True,  # a group of its own, because Ctrl-C must reach this process alone
                 pass_fds=[lock],  # the launcher holds the lock, too: it outlives this process
             )
         self.active.append(Active(cell, place, process, lock, marked))

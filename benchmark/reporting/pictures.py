@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmark.models.windows import IGNORE_INDEX
 
+SAMPLE_SIDE = 256  # the longer side of a picture in samples/
 PANEL_SIDE = 384  # the longer side of each of a panel's three pictures
 GAP, LINE = 8, 22  # pixels between the parts of a picture, and from one line of text to the next
 FONT_SIZE = 14
@@ -75,6 +77,38 @@ def panel(
     if (label == IGNORE_INDEX).any():
         names[IGNORE_INDEX] = "no label"
     return np.asarray(_with_legend(parts, ["image", "label", "prediction"], names, colors))
+
+
+class SampleNames(NamedTuple):
+    """The files of one sample."""
+
+    image: str
+    label: str
+    prediction: str
+
+
+def sample_names(key: str) -> SampleNames:
+    """The names in samples/ of what belongs to one validation image."""
+    return SampleNames(f"{key}-image.jpg", f"{key}-label.png", f"{key}-prediction.png")
+
+
+def sample_files(
+    key: str, image: np.ndarray, label: np.ndarray, prediction: np.ndarray, colors: Sequence[Sequence[int]]
+) -> dict[str, bytes]:
+    """By name, the files of one validation image; arrays as for `panel`, at most SAMPLE_SIDE pixels a side."""
+    names, files = sample_names(key), {}
+    photo = Image.fromarray(image.transpose(1, 2, 0))
+    factor = min(1.0, SAMPLE_SIDE / max(photo.size))
+    size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
+    for name, picture in (
+        (names.image, photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)),
+        (names.label, label_image(label, colors).resize(size, Image.Resampling.NEAREST)),
+        (names.prediction, label_image(prediction, colors).resize(size, Image.Resampling.NEAREST)),
+    ):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG" if name.endswith("jpg") else "PNG", quality=85, optimize=True)
+        files[name] = buffer.getvalue()
+    return files
 
 
 def stack_panels(panels: Sequence[np.ndarray]) -> np.ndarray:

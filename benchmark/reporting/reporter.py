@@ -14,9 +14,9 @@ from benchmark.models.modeling import HEADS, SegmentationModel, parameter_counts
 from benchmark.reporting.hub import Pusher, write_snapshot
 from benchmark.reporting.model_card import model_card
 from benchmark.reporting.model_folder import save_model
-from benchmark.reporting.pictures import confusion_picture, panel, png, stack_panels
+from benchmark.reporting.pictures import confusion_picture, panel, png, sample_files, stack_panels
 from benchmark.reporting.results import build_results, write_confusions, write_results
-from benchmark.reporting.run_folder import CONFUSION, MODEL, RESULTS, RunFolder
+from benchmark.reporting.run_folder import CONFUSION, MODEL, RESULTS, SAMPLES, RunFolder, write_durably
 from benchmark.reporting.tracking import Tracking
 from data_scripts.preparation import PreparedDataset
 
@@ -138,11 +138,22 @@ class Reporter:
         results = self._results(evaluations)
         if self.accelerator.is_main_process:
             save_model(self.folder / MODEL, self.config, weights)
+            self._write_samples(evaluations)
             write_confusions(self.folder / CONFUSION, evaluations)
             write_results(self.folder / RESULTS, results)
             self.push(evaluations, weights, last=True)
         self.accelerator.wait_for_everyone()
         return results
+
+    def _write_samples(self, evaluations: Mapping[str, Evaluation]) -> None:
+        """Write a few images, labels and predictions, which reports show side by side."""
+        (self.folder / SAMPLES).mkdir(exist_ok=True)
+        for name, evaluation in evaluations.items():
+            for s in evaluation.samples:
+                key = f"{name}-{s.index:05d}"
+                files = sample_files(key, s.image, s.label, s.prediction, self.datasets[name].colors)
+                for file, content in files.items():
+                    write_durably(self.folder / SAMPLES / file, content)
 
     def close(self) -> None:
         self.tracking.close()

@@ -21,7 +21,7 @@ from benchmark.reporting.manifest import is_intact
 
 logger = logging.getLogger(__name__)
 RECIPE, RESULTS, CONFUSION, METRICS = "recipe.yaml", "results.json", "confusion.npz", "metrics.jsonl"
-CHECKPOINTS, MODEL, TENSORBOARD = "checkpoints", "model", "tensorboard"
+CHECKPOINTS, MODEL, TENSORBOARD, SAMPLES = "checkpoints", "model", "tensorboard", "samples"
 PREEMPTED = "preempted.json"
 LOCK, LOG, BEST = ".lock", "run.log", "model_best"
 

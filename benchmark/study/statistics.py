@@ -72,23 +72,29 @@ def difference_intervals(models: Scores) -> np.ndarray:
     return intervals
 
 
-def rank_sets(models: Scores) -> np.ndarray:
-    """Ranks that each model may have, from the best, 1, on: int (models, 2) of first and last, all true at once.
+def sure_wins(models: Scores) -> np.ndarray:
+    """Whether model m surely beats model n, all statements true at once: bool (models, models).
 
-    m surely beats n where the difference exceeds q standard errors; q is the 95 % quantile over draws of the largest
+    It does where the difference exceeds q standard errors; q is the 95 % quantile over draws of the largest
     |deviation| / standard error over all pairs. (Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies 2023.)
     """
     count = len(models.scores)
-    first, second = np.triu_indices(count, 1)
-    beaten: np.ndarray = np.zeros(count, np.int64)
-    beats: np.ndarray = np.zeros(count, np.int64)
+    beats: np.ndarray = np.zeros((count, count), bool)
     if count > 1:
+        first, second = np.triu_indices(count, 1)
         difference = models.scores[first] - models.scores[second]
         margin = _margin(models.draws[first] - models.draws[second] - difference[:, None], two_sided=True)
-        for winner, loser, sure in ((first, second, difference > margin), (second, first, -difference > margin)):
-            np.add.at(beats, winner[sure], 1)
-            np.add.at(beaten, loser[sure], 1)
-    return np.stack([1 + beaten, count - beats], axis=1)
+        beats[first, second], beats[second, first] = difference > margin, -difference > margin
+    return beats
+
+
+def rank_sets(models: Scores) -> np.ndarray:
+    """Ranks that each model may have, from the best, 1, on: int (models, 2) of first and last, all true at once.
+
+    1 + models that surely beat it ... all models - those that it surely beats.
+    """
+    beats = sure_wins(models)
+    return np.stack([1 + beats.sum(axis=0), len(beats) - beats.sum(axis=1)], axis=1)
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:

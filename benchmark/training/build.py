@@ -1,5 +1,6 @@
 """From a recipe to the parts of a run: datasets, model, step, reporter."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
@@ -30,6 +32,8 @@ from benchmark.training.memory import plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from benchmark.training.step import Step
 from data_scripts.preparation import PreparedDataset, class_names, prepare
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_datasets(
@@ -185,9 +189,25 @@ def build_reporter(
 def describe_run(recipe: Recipe) -> dict[str, Any]:
     """What is run, as results.json says it."""
     own = recipe.data.custom.name if recipe.data.train in ("folder", "hub") else None
-    return describe_experiment(
+    experiment = describe_experiment(
         identity(recipe), protocol(recipe), str(recipe.output.setting), dataset=own or recipe.data.train
     )
+    return experiment | {"window_gflops": window_gflops(recipe)}
+
+
+def window_gflops(recipe: Recipe) -> float | None:
+    """The arithmetic of one window's forward pass: 2 operations for each product and sum, in 1e9.
+
+    As torch.utils.flop_counter counts them; None where it cannot.
+    """
+    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            SegmentationModel(model_config(recipe, classes, None)).eval()(torch.zeros(1, 3, *recipe.data.crop))
+    except Exception as error:  # an encoder that runs need not be one that can be counted
+        logger.info("The arithmetic of %s was not counted (%s).", recipe.model.encoder, error)
+        return None
+    return counter.get_total_flops() / 1e9
 
 
 def build_pusher(recipe: Recipe, accelerator: Accelerator, folder: RunFolder) -> Pusher | None:

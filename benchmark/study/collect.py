@@ -1,0 +1,286 @@
+"""The runs in folders, and which of them may be compared."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmark.errors import UserError
+from benchmark.recipe.identity import identity
+from benchmark.recipe.parser import load_recipe
+from benchmark.recipe.schema import KEYS
+from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results
+from benchmark.study.bootstrap import intersection_and_union, mean_ratio
+from benchmark.study.status import FINISHED, run_status
+from benchmark.study.study import STUDY
+
+SEEDED = re.compile(r"(.+)-seed\d+")  # a run folder's name
+RARE = 10  # images: a class in fewer is rare
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        name: its folder, relative to the one that was given.
+        encoder: what it is called in tables.
+        results: results.json.
+        keys: the recipe's identity.
+        intersections, unions: float64 (images, classes), in pixels, of the first validation dataset.
+    """
+
+    folder: Path
+    name: str
+    encoder: str
+    results: dict[str, Any]
+    keys: dict[str, Any]
+    intersections: np.ndarray
+    unions: np.ndarray
+
+    @property
+    def score(self) -> float:
+        return float(self.results["mean_iou"])
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.results["iou"])
+
+    @property
+    def dataset(self) -> str:
+        """What its validation images are: their name and digest."""
+        name, scores = next(iter(self.results["datasets"].items()))
+        return f"{name} {scores['fingerprint']['digest']}"
+
+    @property
+    def trained_on(self) -> str:
+        return str(self.results["dataset_fingerprint"]["digest"])
+
+    @property
+    def gpu_hours(self) -> float:
+        return float(self.results["train_seconds"] * self.results["world_size"] / 3600)
+
+    @property
+    def kind_of_device(self) -> tuple[str, str]:
+        """Runs of one device and one precision may be compared in time and memory."""
+        return self.results["device"], self.keys["train.precision"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run that a study has and that is not finished."""
+
+    setting: str
+    encoder: str
+    seed: int
+    state: str
+    sentence: str | None
+
+
+@dataclass
+class Group:
+    """The runs of one setting that may be ranked: they differ in encoder and seed alone."""
+
+    setting: str
+    runs: list[Trained] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+
+    @property
+    def encoders(self) -> list[str]:
+        return list(dict.fromkeys(run.encoder for run in self.runs))
+
+    def of(self, encoder: str) -> list[Trained]:
+        """The runs of an encoder, by seed."""
+        return sorted((run for run in self.runs if run.encoder == encoder), key=lambda run: run.results["seed"])
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What folders hold: groups in the study's order, and what the reader has to know about them."""
+
+    name: str
+    groups: list[Group]
+    notes: list[str]
+
+
+def collect(folders: Sequence[Path]) -> Collection:
+    """The finished runs below some folders, in groups that may be ranked, and what is missing.
+
+    Raises:
+        UserError: a folder is not there, or none holds a finished run.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {folder}: name a study's folder or a run's.")
+    notes: list[str] = []
+    missing = [run for folder in folders for run in _missing(folder)]
+    broken: set[Path] = set()
+    runs: list[Trained] = []
+    for folder in folders:
+        for path in _run_folders(folder):
+            try:
+                runs.append(read_run(path, path.relative_to(folder).as_posix() if path != folder else path.name))
+            except UserError as error:
+                notes.append(f"A run was left out. {error}")
+                broken.add(path)
+    if not runs:
+        told = f" {notes[0]}" if notes else ""
+        raise UserError(f"No finished run is below {', '.join(map(str, folders))}: train some first.{told}")
+    groups = _group(_without_duplicates(runs, notes), notes)
+    for run in missing:
+        group = next((group for group in groups if group.setting == run.setting), None)
+        if group is None:
+            groups.append(group := Group(run.setting))
+        group.missing.append(run)
+    order = [cell["setting"] for folder in folders for cell in _study(folder)["cells"]]
+    groups.sort(key=lambda group: order.index(group.setting) if group.setting in order else len(order))
+    name = " and ".join(_study(folder)["name"] or folder.resolve().name for folder in folders)
+    return Collection(name, groups, notes)
+
+
+def read_run(folder: Path, name: str) -> Trained:
+    """A finished run.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not belong together.
+    """
+    results, counts = read_results(folder / RESULTS), None
+    if not (folder / RECIPE).exists():
+        raise UserError(f"{folder} has no {RECIPE}: restore it, or remove the folder.")
+    keys = identity(load_recipe([str(folder / RECIPE)]))
+    validation = next(iter(results["datasets"]))
+    try:
+        with np.load(folder / CONFUSION) as file:
+            counts = file[validation]
+        images = results["datasets"][validation]["fingerprint"]["counts"]["validation"]
+        intersections, unions = intersection_and_union(counts, images, len(results["iou"]))
+        measured = mean_ratio(intersections, unions)
+    except Exception as error:  # NumPy and zip have many for a damaged file
+        raise UserError(
+            f"{folder / CONFUSION} is missing or damaged ({error}): remove results.json, and the run's command writes "
+            "both again."
+        ) from None
+    if results["mean_iou"] is None or abs(measured - results["mean_iou"]) > 1e-9:
+        raise UserError(
+            f"{folder}: {CONFUSION} gives a mIoU of {measured:.6f} and {RESULTS} says {results['mean_iou']}; they do "
+            "not belong together: train the run again."
+        )
+    match = SEEDED.fullmatch(folder.resolve().name)
+    return Trained(folder, name, match.group(1) if match else results["encoder"], results, keys, intersections, unions)
+
+
+def learning_curve(run: Trained) -> list[tuple[int, float]]:
+    """The mIoU at each evaluation, by step, of the first validation dataset."""
+    several = len(run.results["datasets"]) > 1
+    tag = f"val/{next(iter(run.results['datasets']))}/mean_iou" if several else "val/mean_iou"
+    points: dict[int, float] = {}
+    try:
+        lines = (run.folder / METRICS).read_text().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if values.get(tag) is not None:
+            points[values["step"]] = values[tag]
+    return sorted(points.items())
+
+
+def key_differences(groups: Sequence[Group]) -> list[str]:
+    """The keys in which groups differ, each with its values; of data, that they differ."""
+    first = [group.runs[0] for group in groups]
+    keys = [key for key in first[0].keys if key != "seed" and not KEYS[key].metadata.get("encoder")]
+    found = []
+    for key in dict.fromkeys(
+        [*keys, *(key for run in first for key in run.keys if not KEYS[key].metadata.get("encoder"))]
+    ):
+        values = [run.keys.get(key) for run in first]
+        if key != "seed" and any(value != values[0] for value in values):
+            found.append(f"{key} ({', '.join(map(str, values))})")
+    for what, values in (
+        ("validation images", [run.dataset for run in first]),
+        ("training images", [run.trained_on for run in first]),
+        ("classes", [run.classes for run in first]),
+    ):
+        if any(value != values[0] for value in values):
+            found.append(what)
+    return found
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    if (folder / RESULTS).exists():
+        yield folder
+    else:
+        yield from sorted(path.parent for path in folder.rglob(RESULTS) if (path.parent / CONFUSION).exists())
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    """study.json, which a sweep writes; empty elsewhere."""
+    try:
+        content = json.loads((folder / STUDY).read_text())
+        return {"name": str(content["name"]), "cells": list(content["cells"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"name": "", "cells": []}
+
+
+def _missing(folder: Path) -> Iterator[Missing]:
+    for cell in _study(folder)["cells"]:
+        run = folder / cell["setting"] / f"{cell['encoder']}-seed{cell['seed']}"
+        try:
+            status = run_status(run)
+        except UserError as error:
+            yield Missing(cell["setting"], cell["encoder"], cell["seed"], "failed", str(error))
+            continue
+        if status.state != FINISHED:
+            yield Missing(cell["setting"], cell["encoder"], cell["seed"], status.state, status.sentence)
+
+
+def _without_duplicates(runs: Sequence[Trained], notes: list[str]) -> list[Trained]:
+    """One run of each recipe and seed: a second one is no further seed."""
+    found: dict[str, Trained] = {}
+    for run in runs:
+        key = repr((run.results["setting"], run.keys, run.dataset, run.trained_on))
+        if key in found:
+            notes.append(f"{run.name} and {found[key].name} are the same run twice: only the latter counts.")
+        found.setdefault(key, run)
+    return list(found.values())
+
+
+def _group(runs: Sequence[Trained], notes: list[str]) -> list[Group]:
+    """Groups of one setting, protocol and data; those of one setting are numbered, and a note says what differs."""
+    by_key: dict[tuple, Group] = {}
+    for run in runs:
+        setting = run.results["setting"]
+        key = (setting, run.results["protocol"], run.dataset, run.trained_on, *run.classes)
+        by_key.setdefault(key, Group(setting)).runs.append(run)
+    groups = []
+    for setting in dict.fromkeys(key[0] for key in by_key):
+        same = [group for key, group in by_key.items() if key[0] == setting]
+        for number, group in enumerate(same):
+            group.setting = setting if number == 0 else f"{setting} ({number + 1})"
+            _name_apart(group)
+        if len(same) > 1:
+            notes.append(
+                f"{len(same)} tables are called {setting}, because their runs must not be compared: they differ in "
+                f"{'; '.join(key_differences(same)) or 'their protocol'}."
+            )
+        groups += same
+    return groups
+
+
+def _name_apart(group: Group) -> None:
+    """Give encoders that have one name in the tables, but are not the same, their full names."""
+    own = [key for key in KEYS if KEYS[key].metadata.get("encoder")]
+    for encoder in group.encoders:
+        kinds = {repr([run.keys.get(key) for key in own]) for run in group.of(encoder)}
+        if len(kinds) > 1:
+            for index, run in enumerate(group.runs):
+                if run.encoder == encoder:
+                    full = f"{encoder} ({run.results['encoder']}, {run.name})"
+                    group.runs[index] = Trained(**{**run.__dict__, "encoder": full})

@@ -1,0 +1,345 @@
+"""A study's numbers: from runs to what report.json holds and every table and picture shows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmark.study import statistics
+from benchmark.study.bootstrap import (
+    DRAWS,
+    Run,
+    Scores,
+    SeedNoise,
+    draw_run,
+    image_weights,
+    seed_noise,
+    setting_scores,
+)
+from benchmark.study.collect import RARE, Collection, Group, Trained, learning_curve
+
+
+class Thresholds(NamedTuple):
+    """When a cheap setting may stand for a dear one: tau's interval lies above `tau`, the regret's bound is below
+    `regret`, in 0..1 of mIoU."""
+
+    tau: float = 0.5
+    regret: float = 0.01
+
+
+def build_report(
+    collection: Collection, thresholds: Thresholds | None = None, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Any]:
+    """What report.json holds; docs/statistics.md says what each number means.
+
+    Args:
+        draws: of the bootstrap.
+        seed: of the draws. The same runs and seed give the same numbers to the last digit.
+    """
+    thresholds = thresholds or Thresholds()
+    groups = [group for group in collection.groups if group.runs]
+    notes = list(collection.notes)
+    drawn = _draw(groups, draws, seed)
+    noises, sources = _seed_noises(groups, draws, seed)
+    scores = {
+        group.setting: setting_scores(group.setting, drawn[group.setting], noises[group.setting], seed)
+        for group in groups
+    }
+    settings = []
+    for group in collection.groups:
+        if group.runs:
+            noise = _noise_entry(noises[group.setting], sources[group.setting])
+            settings.append(_setting(group, scores[group.setting], noise, notes))
+        else:
+            settings.append(_empty_setting(group))
+            notes.append(f"{group.setting}: no run is finished.")
+    pairs = _pairs(groups, scores, seed)
+    return {
+        "name": collection.name,
+        "versions": _versions(groups, notes),
+        "thresholds": thresholds._asdict(),
+        "draws": draws,
+        "answer": [*_best(settings), *_stand_ins(settings, pairs, thresholds)],
+        "notes": notes,
+        "settings": settings,
+        "pairs": pairs,
+    }
+
+
+def _draw(groups: Sequence[Group], draws: int, seed: int) -> dict[str, dict[str, list[Run]]]:
+    """By setting and encoder, the draws of each run, under one set of weights a dataset."""
+    found: dict[str, dict[str, list[Run]]] = {group.setting: {} for group in groups}
+    for dataset in dict.fromkeys(run.dataset for group in groups for run in group.runs):
+        weights = None
+        for group in groups:
+            for run in (run for encoder in group.encoders for run in group.of(encoder) if run.dataset == dataset):
+                if weights is None:
+                    weights = image_weights(dataset, len(run.unions), draws, seed)
+                runs = found[group.setting].setdefault(run.encoder, [])
+                runs.append(draw_run(run.intersections, run.unions, weights))
+    return found
+
+
+def _seed_noises(groups: Sequence[Group], draws: int, seed: int) -> tuple[dict[str, SeedNoise], dict[str, str | None]]:
+    """By setting, its seed noise, and the setting from which it is borrowed where no model of its own has two seeds."""
+    noises = {
+        group.setting: seed_noise(
+            [[run.score for run in group.of(encoder)] for encoder in group.encoders], draws, group.setting, seed
+        )
+        for group in groups
+    }
+    sources: dict[str, str | None] = dict.fromkeys(noises)
+    known = [group for group in groups if noises[group.setting].degrees_of_freedom]
+    found = dict(noises)
+    for group in groups:
+        if known and noises[group.setting].image_sampling_only:
+            same = [other for other in known if other.runs[0].dataset == group.runs[0].dataset]
+            lender = max(same or known, key=lambda other: noises[other.setting].degrees_of_freedom)
+            found[group.setting], sources[group.setting] = noises[lender.setting], lender.setting
+    return found, sources
+
+
+def _noise_entry(noise: SeedNoise, source: str | None) -> dict[str, Any]:
+    known = not noise.image_sampling_only
+    std = float(np.sqrt(noise.variance)) if known else None
+    return {"std": std, "degrees_of_freedom": noise.degrees_of_freedom, "from": source}
+
+
+def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """One table, and what is said of the data below it."""
+    first = group.runs[0]
+    images_of_class = (first.unions > 0).sum(axis=0)
+    rare = int(((images_of_class > 0) & (images_of_class < RARE)).sum())
+    if noise["degrees_of_freedom"] == 0:
+        notes.append(f"{group.setting}: no model has two seeds, so nothing is said about training again.")
+    elif noise["from"]:
+        notes.append(f"{group.setting}: how far seeds differ is borrowed from {noise['from']}.")
+    if len(first.unions) == 1 or (images_of_class[images_of_class > 0] == 1).all():
+        notes.append(f"{group.setting}: each class is in one image, so no interval can be known.")
+    if len(kinds := {run.kind_of_device for run in group.runs}) > 1:
+        told = "; ".join(sorted(f"{device}, {precision}" for device, precision in kinds))
+        notes.append(f"{group.setting}: runs of several kinds ({told}): times and memory must not be compared.")
+    intervals, sets = statistics.score_intervals(scores), statistics.rank_sets(scores)
+    best, ranks = statistics.best_probabilities(scores), statistics.ranks(scores.scores)
+    rows = [
+        _row(group.of(encoder))
+        | {
+            "interval": _floats(intervals[m]),
+            "rank": int(ranks[m]),
+            "rank_set": [int(rank) for rank in sets[m]],
+            "best_probability": float(best[m]),
+        }
+        for m, encoder in enumerate(scores.encoders)
+    ]
+    _mark_front(rows)
+    rows.sort(key=lambda row: (row["rank"], row["encoder"]))
+    return {
+        "setting": group.setting,
+        "dataset": next(iter(first.results["datasets"])),
+        "protocol": first.results["protocol"],
+        "steps": first.results["step"],
+        "images": len(first.unions),
+        "classes": first.classes,
+        "rare_classes": rare,
+        "seed_noise": noise,
+        "rows": rows,
+        "differences": _differences(scores),
+        "missing": _missing(group),
+    }
+
+
+def _empty_setting(group: Group) -> dict[str, Any]:
+    empty = dict.fromkeys(("dataset", "protocol", "steps", "images", "rare_classes"))
+    noise = {"std": None, "degrees_of_freedom": 0, "from": None}
+    lists: dict[str, list] = {"classes": [], "rows": [], "differences": []}
+    return {"setting": group.setting, **empty, "seed_noise": noise, **lists, "missing": _missing(group)}
+
+
+def _missing(group: Group) -> list[dict[str, Any]]:
+    return [
+        {"encoder": run.encoder, "seed": run.seed, "state": run.state, "sentence": run.sentence}
+        for run in group.missing
+    ]
+
+
+def _row(runs: Sequence[Trained]) -> dict[str, Any]:
+    """What is said of one encoder apart from its draws: means over its seeds."""
+    mean, std = statistics.seed_summary([run.score for run in runs])
+    first = runs[0]
+
+    def over_seeds(name: str) -> float | None:
+        values = [run.results.get(name) for run in runs]
+        return None if None in values else float(np.mean(values))
+
+    curves = [dict(learning_curve(run)) for run in runs]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    ious = [run.results["iou"] for run in runs]
+    device, precision = first.kind_of_device
+    alike = len({run.kind_of_device for run in runs}) == 1
+    return {
+        "encoder": first.encoder,
+        "model": first.results["encoder"],
+        "seeds": [run.results["seed"] for run in runs],
+        "mean_iou": mean,
+        "std": std,
+        "parameters": first.results["parameters"],
+        "trainable_parameters": first.results.get("trainable_parameters"),
+        "gpu_hours": float(np.mean([run.gpu_hours for run in runs])),
+        "images_per_second": over_seeds("images_per_second"),
+        "peak_memory_bytes": max(run.results["peak_memory_bytes"] for run in runs),
+        "gflops": first.results.get("window_gflops"),
+        "device": device if alike else None,
+        "precision": precision if alike else None,
+        "iou": {
+            name: None if any(iou[name] is None for iou in ious) else float(np.mean([iou[name] for iou in ious]))
+            for name in first.classes
+        },
+        "curve": [[step, float(np.mean([curve[step] for curve in curves]))] for step in steps],
+        "runs": [{"seed": run.results["seed"], "mean_iou": run.score, "folder": run.name} for run in runs],
+    }
+
+
+def _mark_front(rows: Sequence[dict[str, Any]]) -> None:
+    """Say of each row whether it is on the Pareto front of its device and precision; None where these differ."""
+    kinds = [(row["device"], row["precision"]) for row in rows]
+    for kind in dict.fromkeys(kinds):
+        alike = [row for row, other in zip(rows, kinds, strict=True) if other == kind]
+        front = statistics.pareto_front(
+            np.array([row["gpu_hours"] for row in alike]), np.array([row["mean_iou"] for row in alike])
+        )
+        for row, on_front in zip(alike, front, strict=True):
+            row["pareto"] = None if None in kind else bool(on_front)
+
+
+def _differences(scores: Scores) -> list[dict[str, Any]]:
+    """Every pair of encoders of a setting, the better one first."""
+    intervals, sure = statistics.difference_intervals(scores), statistics.sure_wins(scores)
+    found = []
+    for m in range(len(scores.encoders)):
+        for n in range(m + 1, len(scores.encoders)):
+            better, worse = (m, n) if scores.scores[m] >= scores.scores[n] else (n, m)
+            found.append(
+                {
+                    "better": scores.encoders[better],
+                    "worse": scores.encoders[worse],
+                    "difference": float(scores.scores[better] - scores.scores[worse]),
+                    "interval": _floats(intervals[better, worse]),
+                    "sure": bool(sure[better, worse]),
+                }
+            )
+    return found
+
+
+def _pairs(groups: Sequence[Group], scores: Mapping[str, Scores], seed: int) -> list[dict[str, Any]]:
+    """Every pair of settings that share encoders, the cheaper one first."""
+    found = []
+    for number, first in enumerate(groups):
+        for second in groups[number + 1 :]:
+            shared = [encoder for encoder in first.encoders if encoder in second.encoders]
+            if not shared:
+                continue
+            a, b, ratio = _cheap_and_dear(first, second, shared)
+            tau = statistics.rank_correlation(scores[a.setting], scores[b.setting], seed)
+            regret = statistics.choice_regret(scores[a.setting], scores[b.setting])
+            found.append(
+                {
+                    "a": a.setting,
+                    "b": b.setting,
+                    "encoders": len(shared),
+                    "tau": tau.tau if tau else None,
+                    "tau_interval": [tau.low, tau.high] if tau else None,
+                    "p": tau.p_value if tau else None,
+                    "choice": regret.encoder if regret else None,
+                    "regret": regret.estimate if regret else None,
+                    "regret_bound": regret.upper_bound if regret else None,
+                    "cost_ratio": ratio,
+                }
+            )
+    return found
+
+
+def _cheap_and_dear(first: Group, second: Group, shared: Sequence[str]) -> tuple[Group, Group, float | None]:
+    """Two settings by their GPU-hours for the encoders that they share, and the ratio of these.
+
+    The ratio is None where devices or precisions differ; the order is then the study's.
+    """
+    runs = [run for group in (first, second) for encoder in shared for run in group.of(encoder)]
+    if len({run.kind_of_device for run in runs}) > 1:
+        return first, second, None
+    hours = [
+        sum(float(np.mean([run.gpu_hours for run in group.of(encoder)])) for encoder in shared)
+        for group in (first, second)
+    ]
+    if hours[0] <= hours[1]:
+        return first, second, hours[0] / hours[1]
+    return second, first, hours[1] / hours[0]
+
+
+def _versions(groups: Sequence[Group], notes: list[str]) -> dict[str, Any]:
+    """This package's version and commit in all runs, or None where they differ."""
+    found: dict[str, Any] = {}
+    for name in ("benchmark", "commit"):
+        values = {run.results["versions"].get(name) for group in groups for run in group.runs}
+        found[name] = values.pop() if len(values) == 1 else None
+        if len(values) > 1:
+            notes.append(f"The runs were made by {len(values)} versions of this package ({name}).")
+    return found
+
+
+def _best(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """For each setting, which encoders may be its best one."""
+    told = []
+    for setting in settings:
+        rows = setting["rows"]
+        if len(rows) < 2:
+            continue
+        first, candidates = rows[0], [row["encoder"] for row in rows if row["rank_set"][0] == 1]
+        score = f"{100 * first['mean_iou']:.2f} %"
+        if len(candidates) == 1:
+            told.append(f"{setting['setting']}: {first['encoder']} is the best ({score}), beyond noise.")
+        else:
+            others = ", ".join(name for name in candidates if name != first["encoder"])
+            told.append(
+                f"{setting['setting']}: {first['encoder']} scores highest ({score}), and is the best with probability "
+                f"{first['best_probability']:.2f}; {others} may be as good."
+            )
+    return told
+
+
+def _stand_ins(
+    settings: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], thresholds: Thresholds
+) -> list[str]:
+    """For each setting that has cheaper ones: the cheapest that may stand for it, or that the data show none."""
+    told = []
+    for name in [setting["setting"] for setting in settings]:
+        cheaper = sorted(
+            (pair for pair in pairs if pair["b"] == name and pair["cost_ratio"] is not None),
+            key=lambda pair: pair["cost_ratio"],
+        )
+        known = [pair for pair in cheaper if pair["tau_interval"] is not None]
+        good = [p for p in known if p["tau_interval"][0] > thresholds.tau and p["regret_bound"] < thresholds.regret]
+        limits = f"tau above {thresholds.tau:g}, regret below {100 * thresholds.regret:g} points"
+        if good:
+            told.append(f"To choose for {name}, {_describe_pair(good[0])} is the cheapest that will do ({limits}).")
+        elif known:
+            closest = max(known, key=lambda pair: pair["tau_interval"][0])
+            told.append(
+                f"To choose for {name}, no cheaper setting is shown to do ({limits}); the closest is "
+                f"{_describe_pair(closest)}. More seeds, images or encoders would narrow that."
+            )
+        elif cheaper:
+            told.append(f"For {name} the data cannot say whether a cheaper setting will do: it takes three encoders.")
+    return told
+
+
+def _describe_pair(pair: Mapping[str, Any]) -> str:
+    low, high = pair["tau_interval"]
+    return (
+        f"{pair['a']} (at {pair['cost_ratio']:.2f} of its GPU-hours; tau {pair['tau']:.2f}, interval {low:.2f} to "
+        f"{high:.2f}; its choice, {pair['choice']}, loses {100 * pair['regret']:.2f} points, at most "
+        f"{100 * pair['regret_bound']:.2f})"
+    )
+
+
+def _floats(values: np.ndarray) -> list[float]:
+    return [float(value) for value in values]
