@@ -13,13 +13,9 @@ from benchmark.recipe.parser import CommandParser
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark report", description=__doc__)
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="a study's folder or a run's")
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where the report goes; by default the first FOLDER"
-    )
-    parser.add_argument("--tau", type=float, default=0.5, help="what tau's interval must lie above (%(default)s)")
-    parser.add_argument(
-        "--regret", type=float, default=0.01, help="what regret's bound must be below, in 0..1 (%(default)s)"
-    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where it goes; by default the first FOLDER")
+    parser.add_argument("--tau", type=float, default=0.5, help="limit of tau's interval (%(default)s)")
+    parser.add_argument("--regret", type=float, default=0.01, help="limit of the regret's bound, in 0..1 (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     parser.add_argument("--hub_space", metavar="user/name", help="publish the page as a static Space")
     own = parser.parse_args(arguments)

@@ -195,11 +195,9 @@ def learning_curve(run: Trained) -> list[tuple[int, float]]:
 def key_differences(groups: Sequence[Group]) -> list[str]:
     """The keys in which groups differ, each with its values; of data, that they differ."""
     first = [group.runs[0] for group in groups]
-    keys = [key for key in first[0].keys if key != "seed" and not KEYS[key].metadata.get("encoder")]
+    keys = dict.fromkeys(key for run in first for key in run.keys if not KEYS[key].metadata.get("encoder"))
     found = []
-    for key in dict.fromkeys(
-        [*keys, *(key for run in first for key in run.keys if not KEYS[key].metadata.get("encoder"))]
-    ):
+    for key in keys:
         values = [run.keys.get(key) for run in first]
         if key != "seed" and any(value != values[0] for value in values):
             found.append(f"{key} ({', '.join(map(str, values))})")

@@ -195,8 +195,15 @@ def _row(runs: Sequence[Trained]) -> dict[str, Any]:
             for name in first.classes
         },
         "curve": [[step, float(np.mean([curve[step] for curve in curves]))] for step in steps],
-        "runs": [{"seed": run.results["seed"], "mean_iou": run.score, "folder": run.name} for run in runs],
+        "runs": [_run(run) for run in runs],
     }
+
+
+def _run(run: Trained) -> dict[str, Any]:
+    device, precision = run.kind_of_device
+    measured = {name: run.results.get(name) for name in ("images_per_second", "peak_memory_bytes")}
+    where = {"device": device, "precision": precision, "folder": run.name}
+    return {"seed": run.results["seed"], "mean_iou": run.score, "gpu_hours": run.gpu_hours, **measured, **where}
 
 
 def _mark_front(rows: Sequence[dict[str, Any]]) -> None:

@@ -87,12 +87,15 @@ class Study:
         write_atomically(self.folder / STUDY, content.encode())
 
 
-def load_study(file: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Study:
+def load_study(
+    file: Path, overrides: Sequence[str] = (), folder: Path | None = None, recipes: Sequence[str] = ()
+) -> Study:
     """The study of a file.
 
     Args:
         overrides: `--section.key value` for all runs.
         folder: the study's; by default runs/ and the file's name.
+        recipes: files for all runs, which override a setting's, and which an encoder's override.
 
     Raises:
         UserError: all that is wrong with the file, or with a cell's recipe, each with its place.
@@ -114,7 +117,7 @@ def load_study(file: Path, overrides: Sequence[str] = (), folder: Path | None = 
         raise UserError(f"The study {file} cannot be run: " + " ".join(faults))
     folder = folder or Path("runs") / file.stem
     cells = tuple(
-        _cell(folder, setting, recipe, name, encoder, seed, overrides)
+        _cell(folder, setting, recipe, recipes, name, encoder, seed, overrides)
         for setting, (recipe, members, base) in settings.items()
         for name, encoder in members.items()
         for seed in sorted({*base, *more.get((setting, name), ())})
@@ -248,6 +251,7 @@ def _cell(
     folder: Path,
     setting: str,
     recipe: _RecipeList,
+    recipes: Sequence[str],
     name: str,
     encoder: _RecipeList,
     seed: int,
@@ -256,7 +260,7 @@ def _cell(
     run = folder / setting / f"{name}-seed{seed}"
     own = ("--seed", str(seed), "--output.setting", setting, "--output.dir", shorten(run))
     flags = (*recipe.flags, *encoder.flags, *overrides, *own)
-    return Cell(setting, name, seed, recipe.files + encoder.files, flags, run)
+    return Cell(setting, name, seed, (*recipe.files, *recipes, *encoder.files), flags, run)
 
 
 def _check_recipes(file: Path, cells: Sequence[Cell]) -> None:

@@ -21,26 +21,11 @@ COLUMNS = (
     "GFLOPs",
 )
 PAIR_COLUMNS = ("cheap", "dear", "encoders", "tau", "95 % interval", "p", "choice", "regret", "at most", "cost ratio")
-RUN_KEYS = [
-    "setting",
-    "encoder",
-    "model",
-    "seed",
-    "state",
-    "dataset",
-    "protocol",
-    "steps",
-    "mean_iou",
-    "parameters",
-    "trainable_parameters",
-    "gpu_hours",
-    "images_per_second",
-    "peak_memory_bytes",
-    "gflops",
-    "device",
-    "precision",
+RUN_KEYS = (
+    *("setting", "encoder", "model", "seed", "state", "dataset", "protocol", "steps", "mean_iou", "parameters"),
+    *("trainable_parameters", "gpu_hours", "images_per_second", "peak_memory_bytes", "gflops", "device", "precision"),
     "folder",
-]
+)
 
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0, none: str = "-") -> str:
