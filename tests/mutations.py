@@ -250,8 +250,8 @@ MUTATIONS = [
     Mutation(
         "a base overrides its recipe",
         "benchmark/recipe/parser.py",
-        'flags.append(Flag(key, value if isinstance(value, str) else json.dumps(value), f"in {file}"))',
-        'flags.insert(0, Flag(key, value if isinstance(value, str) else json.dumps(value), f"in {file}"))',
+        'flags.append(Flag(key, value if isinstance(value, str) else to_text(value), f"in {file}"))',
+        'flags.insert(0, Flag(key, value if isinstance(value, str) else to_text(value), f"in {file}"))',
         "tests/recipe",
     ),
     # the run folder

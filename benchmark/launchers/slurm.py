@@ -24,6 +24,7 @@ SCRIPT = """#!/bin/bash
 {header}
 set -um
 {environment}
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}}
 cd {directory} || exit 2
 line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {lines})
 folder=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {folders})
