@@ -42,7 +42,10 @@ def main(arguments: Sequence[str]) -> None:
     if not own.no_prepare and own.launcher != "hf_jobs":
         prepare(missing)
     if own.launcher == "print":
-        print("\n".join(cell.line(_launch_options(own.gpus_per_run)) for cell in missing))
+        from benchmark.launchers.local import launch_options
+
+        launch = launch_options(own.gpus_per_run) if own.gpus_per_run else []  # else the machine of the line decides
+        print("\n".join(cell.line(launch) for cell in missing))
         return
     study.write()
     if own.launcher == "local":
@@ -212,13 +215,6 @@ def launcher_options(launcher: str, rest: Sequence[str]) -> tuple[dict[str, str]
             value = left.pop(0)
         options[name] = value
     return options, others
-
-
-def _launch_options(gpus: int | None) -> tuple[str, ...]:
-    """Options of `accelerate launch` for runs with so many GPUs; none where the machine decides."""
-    from benchmark.launchers.local import find_places
-
-    return find_places([str(number) for number in range(gpus)], gpus, 1, 1)[0].launch if gpus else ()
 
 
 def _positive(text: str) -> int:

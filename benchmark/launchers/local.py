@@ -31,9 +31,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run at a time goes: options of `accelerate launch`, and variables of its environment."""
+    """Where one run at a time goes: the command before train.py, and variables of its environment."""
 
-    launch: tuple[str, ...]
+    command: tuple[str, ...]
     environment: dict[str, str]
 
 
@@ -59,21 +59,25 @@ def find_places(devices: Sequence[str], gpus_per_run: int, jobs: int, cores: int
     Raises:
         UserError: a run wants more GPUs than there are.
     """
-    configs = Path(train_script()).parent / "accelerate_configs"
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--quiet")
     if not devices:
         threads = str(max(1, cores // jobs))
-        return [Place(("--config_file", str(configs / "cpu.yaml")), {"OMP_NUM_THREADS": threads})] * jobs
+        return [Place((*launcher, *launch_options(0)), {"OMP_NUM_THREADS": threads})] * jobs
     if gpus_per_run > len(devices):
         raise UserError(f"--gpus_per_run {gpus_per_run} is more than the {len(devices)} GPUs that are here: lower it.")
-    launch = ["--config_file", str(configs / "single_gpu.yaml")]
-    if gpus_per_run > 1:
-        launch = ["--config_file", str(configs / "multi_gpu.yaml"), "--num_processes", str(gpus_per_run)]
-        launch += ["--main_process_port", "0"]  # a free one, because runs beside each other have one each
+    command = (*launcher, *launch_options(gpus_per_run))
     groups = [devices[i : i + gpus_per_run] for i in range(0, len(devices) - gpus_per_run + 1, gpus_per_run)]
     threads = str(max(1, cores // len(devices)))
-    return [
-        Place(tuple(launch), {"CUDA_VISIBLE_DEVICES": ",".join(group), "OMP_NUM_THREADS": threads}) for group in groups
-    ]
+    return [Place(command, {"CUDA_VISIBLE_DEVICES": ",".join(group), "OMP_NUM_THREADS": threads}) for group in groups]
+
+
+def launch_options(gpus: int) -> list[str]:
+    """Options of `accelerate launch` for a run on so many GPUs of one machine; 0 is a CPU."""
+    configs = Path(train_script()).parent / "accelerate_configs"
+    file = configs / {0: "cpu.yaml", 1: "single_gpu.yaml"}.get(gpus, "multi_gpu.yaml")
+    # Port 0 is a free one: runs beside each other have one each.
+    several = ["--num_processes", str(gpus), "--main_process_port", "0"] if gpus > 1 else []
+    return ["--config_file", str(file), *several]
 
 
 class LocalSweep:
@@ -135,8 +139,7 @@ class LocalSweep:
         marked = _marked_step(cell.folder)
         failure_file(cell.folder).unlink(missing_ok=True)
         place = self.free.pop(0)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *place.launch]
-        command += [train_script(), *cell.arguments]
+        command = [*place.command, train_script(), *cell.arguments]
         with log_file(cell.folder).open("a") as log:
             log.write(f"$ {shlex.join(command)}\n")
             log.flush()

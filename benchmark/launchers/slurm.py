@@ -11,37 +11,43 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.launchers.local import GRACE
+from benchmark.launchers.local import GRACE, launch_options
 from benchmark.reporting.run_folder import write_atomically
-from benchmark.study.study import Cell, Study, train_script
+from benchmark.study.study import Cell, Study
 
 JOBS = "slurm.json"  # in the study's folder: the jobs that were submitted, and the run of each task
 SECONDS = 180  # between the signal and the end of the time limit: a checkpoint is written in them
 
-# The task's line runs in a process group of its own. Signals go to all of it, and its end is that of its last process,
-# because a launcher ends at a signal while its processes still save.
+# Slurm signals steps and not the script, so that a run is a step. Its line runs in a process group of its own, to which
+# the step hands signals on, and which it outlives, because a launcher ends at a signal while its processes still save.
 SCRIPT = """#!/bin/bash
 {header}
 set -um
-{environment}
-export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}}
-cd {directory} || exit 2
-line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {lines})
 folder=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {folders})
+if [ "${{1:-}}" = step ]; then
+    cd {directory} || exit 2
+    {environment}
+    export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}}
+    eval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {lines})" &
+    group=$!
+    trap 'kill -TERM -- "-$group" 2>/dev/null' TERM USR1
+    while kill -0 -- "-$group" 2>/dev/null; do
+        wait "$group" 2>/dev/null
+        sleep 0.5
+    done
+    exit 0
+fi
 rm -f "$folder/preempted.json"
-eval "$line" &
-group=$!
-trap 'kill -TERM -- "-$group" 2>/dev/null' TERM USR1
-while kill -0 -- "-$group" 2>/dev/null; do
-    wait "$group" 2>/dev/null
-    sleep 0.5
-done
+trap : TERM USR1
+srun --ntasks=1 ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} bash {script} step &
+step=$!
+while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 if [ -f "$folder/results.json" ]; then
     exit 0
 elif [ -f "$folder/preempted.json" ]; then
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 else
-    echo "error: the run ended without a result and was not preempted: see above." >&2
+    echo "error: the run ended without a result and was not preempted: see its log." >&2
     exit 1
 fi
 """
@@ -85,13 +91,8 @@ def write_job(
     if wanted["gpus-per-node"] == "0":  # a run on a CPU
         gpus = 0
         del wanted["gpus-per-node"]
-    configs = Path(train_script()).parent / "accelerate_configs"
-    launch = ["--config_file", str(configs / ("single_gpu.yaml" if gpus == 1 else "cpu.yaml"))]
-    if gpus > 1:
-        launch = ["--config_file", str(configs / "multi_gpu.yaml"), "--num_processes", str(gpus)]
-        launch += ["--main_process_port", "0"]
     launcher = shlex.join([sys.executable, "-m", "accelerate.commands.launch"])
-    lines = [cell.line(launch).replace("accelerate launch", launcher, 1) for cell in cells]
+    lines = [cell.line(launch_options(gpus)).replace("accelerate launch", launcher, 1) for cell in cells]
     logs = [shlex.quote(os.path.abspath(cell.folder.with_name(f"{cell.folder.name}.log"))) for cell in cells]
     for cell in cells:
         cell.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +100,13 @@ def write_job(
     Path(places["lines"]).write_text("".join(f"{line} >> {log} 2>&1\n" for line, log in zip(lines, logs, strict=True)))
     Path(places["folders"]).write_text("".join(f"{os.path.abspath(cell.folder)}\n" for cell in cells))
     header = {"array": f"0-{len(cells) - 1}", "ntasks": "1"} | wanted
-    header |= {"open-mode": "append", "output": os.path.abspath(folder / "%A_%a.log"), "signal": f"B:USR1@{SECONDS}"}
+    header |= {"open-mode": "append", "output": os.path.abspath(folder / "%A_%a.log"), "signal": f"USR1@{SECONDS}"}
     script = folder / "job.sh"
     script.write_text(
         SCRIPT.format(
             header="\n".join(["#SBATCH --requeue", *(f"#SBATCH --{key}={value}" for key, value in header.items())]),
-            environment="\n".join(f"export {name}={value}" for name, value in GRACE.items()),
+            environment="export " + " ".join(f"{name}={value}" for name, value in GRACE.items()),
+            script=shlex.quote(os.path.abspath(script)),
             directory=shlex.quote(os.getcwd()),
             lines=shlex.quote(places["lines"]),
             folders=shlex.quote(places["folders"]),

@@ -1,0 +1,196 @@
+"""The report's numbers against hand-made runs, what may not be compared, and its files."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from launching import ROOT, run_python
+from synthetic_runs import write_run
+
+from benchmark.errors import UserError
+from benchmark.study.collect import collect
+from benchmark.study.report import Thresholds, build_report
+from benchmark.study.study import load_study
+from benchmark.study.tables import latex, markdown, run_rows
+
+QUICK = ROOT / "recipes" / "quickstart.yaml"
+
+
+def write_study(folder, settings: dict[str, list[str]], skills: dict[str, float], seeds=(0, 1), **options) -> None:
+    """Synthetic runs of each setting (its flags) and encoder (its skill), under runs/<setting>/<encoder>-seed<n>."""
+    for number, (setting, flags) in enumerate(settings.items()):
+        for encoder, skill in skills.items():
+            for seed in seeds:
+                write_run(
+                    folder / setting / f"{encoder}-seed{seed}",
+                    [QUICK],
+                    ["--model.encoder", encoder, "--seed", str(seed), "--output.setting", setting, *flags],
+                    skill=skill + 0.02 * number,
+                    hours=1.0 + number,
+                    **options,
+                )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    settings = {"cheap": ["--model.freeze_encoder", "true"], "dear": []}
+    write_study(tmp_path / "s", settings, {"a": 0.9, "b": 0.7, "c": 0.5})
+    return tmp_path / "s"
+
+
+def test_rows_hold_what_the_runs_say(folder):
+    report = build_report(collect([folder]), draws=500)
+    cheap, dear = report["settings"]
+    assert [row["encoder"] for row in cheap["rows"]] == ["a", "b", "c"]
+    assert [row["rank_set"] for row in cheap["rows"]] == [[1, 1], [2, 2], [3, 3]]
+    assert all(difference["sure"] for difference in cheap["differences"])
+    for setting in (cheap, dear):
+        for row in setting["rows"]:
+            results = [json.loads((folder / run["folder"] / "results.json").read_text()) for run in row["runs"]]
+            scores = [r["mean_iou"] for r in results]
+            assert row["mean_iou"] == pytest.approx(np.mean(scores), abs=1e-12)
+            assert row["std"] == pytest.approx(np.std(scores, ddof=1), abs=1e-12)
+            assert row["interval"][0] < row["mean_iou"] < row["interval"][1]
+            assert row["iou"]["sky"] == pytest.approx(np.mean([r["iou"]["sky"] for r in results]), abs=1e-12)
+            assert row["curve"] == [[600, pytest.approx(row["mean_iou"], abs=1e-12)]]
+    assert dear["rows"][0]["gpu_hours"] == 2.0
+    (pair,) = report["pairs"]
+    assert (pair["a"], pair["b"], pair["tau"], pair["cost_ratio"], pair["choice"]) == ("cheap", "dear", 1.0, 0.5, "a")
+    assert pair["regret"] == 0
+    assert "cheap: a is the best" in report["answer"][0]
+    assert "cheap (at 0.50 of its GPU-hours" in report["answer"][-1]
+
+
+def test_the_answer_follows_the_thresholds(folder):
+    strict = build_report(collect([folder]), Thresholds(tau=0.999, regret=1e-9), draws=500)
+    assert "no cheaper setting is shown to do" in strict["answer"][-1]
+    lax = build_report(collect([folder]), Thresholds(tau=-1.01, regret=1.0), draws=500)
+    assert "is the cheapest that will do" in lax["answer"][-1]
+
+
+def test_the_same_runs_give_the_same_report_in_any_order(folder):
+    folders = [path.parent for path in sorted(folder.rglob("results.json"))]
+    once, again = (
+        build_report(collect(order), draws=200)["settings"]
+        for order in (folders, sorted(folders, key=lambda p: p.name))
+    )
+    for one in once:
+        other = next(setting for setting in again if setting["setting"] == one["setting"])
+        assert [row["interval"] for row in one["rows"]] == [row["interval"] for row in other["rows"]]
+
+
+def test_what_is_not_comparable_stands_apart_and_says_why(tmp_path):
+    write_study(tmp_path, {"x": []}, {"a": 0.9, "b": 0.7})
+    write_run(
+        tmp_path / "more" / "c-seed0",
+        [QUICK],
+        ["--model.encoder", "c", "--output.setting", "x", "--optim.lr", "0.5"],
+        0.95,
+    )
+    write_run(
+        tmp_path / "more" / "d-seed0",
+        [QUICK],
+        ["--model.encoder", "d", "--output.setting", "x"],
+        0.95,
+        digest="content-other",
+    )
+    report = build_report(collect([tmp_path]), draws=200)
+    assert [[row["encoder"] for row in setting["rows"]] for setting in report["settings"]] == [
+        ["c"],
+        ["d"],
+        ["a", "b"],
+    ] or [[row["encoder"] for row in setting["rows"]] for setting in report["settings"]] == [["a", "b"], ["c"], ["d"]]
+    assert sorted(setting["setting"] for setting in report["settings"]) == ["x", "x (2)", "x (3)"]
+    note = next(note for note in report["notes"] if "3 tables" in note)
+    assert "optim.lr (" in note
+    assert "validation images" in note
+
+
+def test_missing_interrupted_and_broken_runs_are_told_and_never_count(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(f"encoders: {{a: [{{model.encoder: a}}], b: [{{model.encoder: b}}]}}\nsettings: {{x: [{QUICK}]}}\n")
+    study = load_study(file, folder=tmp_path / "runs")
+    study.write()
+    write_run(study.cells[0].folder, [QUICK], ["--model.encoder", "a", "--output.setting", "x"], 0.8)
+    report = build_report(collect([study.folder]), draws=200)
+    (setting,) = report["settings"]
+    assert [row["encoder"] for row in setting["rows"]] == ["a"]
+    assert setting["missing"] == [{"encoder": "b", "seed": 0, "state": "waiting", "sentence": None}]
+    assert report["pairs"] == []
+    assert setting["seed_noise"]["std"] is None
+    write_run(study.cells[1].folder, [QUICK], ["--model.encoder", "b", "--output.setting", "x"], 0.7)
+    other = (study.cells[0].folder / "confusion.npz").read_bytes()
+    (study.cells[1].folder / "confusion.npz").write_bytes(other)
+    notes = build_report(collect([study.folder]), draws=200)["notes"]
+    assert any("do not belong together" in note for note in notes)
+
+
+def test_one_seed_borrows_the_noise_of_another_setting_and_says_so(tmp_path):
+    write_study(tmp_path, {"known": []}, {"a": 0.9, "b": 0.7}, seeds=(0, 1, 2))
+    write_study(tmp_path, {"single": ["--model.freeze_encoder", "true"]}, {"a": 0.9, "b": 0.7}, seeds=(0,))
+    report = build_report(collect([tmp_path]), draws=200)
+    known, single = sorted(report["settings"], key=lambda setting: setting["setting"])
+    assert single["seed_noise"] == known["seed_noise"] | {"from": "known"}
+    assert known["seed_noise"]["degrees_of_freedom"] == 4
+    assert any("borrowed from known" in note for note in report["notes"])
+    assert [row["std"] for row in single["rows"]] == [None, None]
+
+
+def test_times_of_several_devices_are_not_compared(tmp_path):
+    write_run(tmp_path / "x" / "a-seed0", [QUICK], ["--model.encoder", "a", "--output.setting", "x"], 0.8)
+    write_run(
+        tmp_path / "x" / "b-seed0",
+        [QUICK],
+        ["--model.encoder", "b", "--output.setting", "x"],
+        0.7,
+        hours=9.0,
+        device="cpu",
+    )
+    write_study(tmp_path, {"y": ["--model.freeze_encoder", "true"]}, {"a": 0.8, "b": 0.7})
+    report = build_report(collect([tmp_path]), draws=200)
+    assert report["pairs"][0]["cost_ratio"] is None
+    assert any("several kinds" in note for note in report["notes"])
+    x = next(setting for setting in report["settings"] if setting["setting"] == "x")
+    assert [row["pareto"] for row in x["rows"]] == [True, True]  # b is dearer and worse, but on another device
+
+
+def test_a_copied_run_is_no_further_seed(folder, tmp_path):
+    write_run(tmp_path / "copy" / "a-seed0", [QUICK], ["--model.encoder", "a", "--output.setting", "dear"], 0.3)
+    report = build_report(collect([folder, tmp_path / "copy"]), draws=200)
+    assert any("the same run twice" in note for note in report["notes"])
+    dear = next(setting for setting in report["settings"] if setting["setting"] == "dear")
+    assert len(dear["rows"][0]["runs"]) == 2
+
+
+def test_a_folder_without_a_finished_run_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="No finished run"):
+        collect([tmp_path])
+    with pytest.raises(UserError, match="There is no folder"):
+        collect([tmp_path / "nowhere"])
+
+
+def test_text_tables_hold_every_row_and_hostile_names(folder):
+    report = build_report(collect([folder]), draws=200)
+    report["settings"][0]["rows"][0]["encoder"] = "a_b|c%&\\"
+    table = markdown(report)
+    assert "a\\_b\\|c%&\\\\" in table
+    assert r"a\_b|c\%\&\textbackslash{}" in latex(report)
+    assert latex(report).count(r"\bottomrule") == 3
+    rows = list(csv.DictReader(io.StringIO(run_rows(report))))
+    assert len(rows) == 12
+    for row in rows:
+        results = json.loads((folder / row["folder"] / "results.json").read_text())
+        assert float(row["mean_iou"]) == pytest.approx(results["mean_iou"], abs=1e-12)
+        assert (int(row["seed"]), row["protocol"]) == (results["seed"], results["protocol"])
+
+
+def test_the_command_writes_five_files_and_trains_nothing(folder, tmp_path):
+    done = run_python("-m", "benchmark", "report", str(folder), "--output", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"report.{ending}" for ending in ("html", "md", "csv", "tex", "json")}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [setting["setting"] for setting in report["settings"]] == ["cheap", "dear"]
+    assert done.stdout.startswith((tmp_path / "out" / "report.md").read_text())
