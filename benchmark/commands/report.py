@@ -20,11 +20,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--hub_space", metavar="user/name", help="publish the page as a static Space")
     own = parser.parse_args(arguments)
 
+    from benchmark.page.page import render_page
+    from benchmark.page.samples import collect_samples
     from benchmark.reporting.run_folder import write_atomically, writing
     from benchmark.study.collect import collect
-    from benchmark.study.page import render_page
     from benchmark.study.report import Thresholds, build_report
-    from benchmark.study.samples import collect_samples
     from benchmark.study.tables import latex, markdown, run_rows
 
     collection = collect(own.folders)
