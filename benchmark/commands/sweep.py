@@ -4,6 +4,7 @@ Train what is missing of a study: each run is one `accelerate launch train.py --
 every run is checked, datasets are prepared and weights fetched. The same command resumes what was interrupted.
 """
 
+import importlib
 import os
 import sys
 import time
@@ -50,11 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     study.write()
     if own.launcher == "local":
         sys.exit(run_locally(study, missing, own))
-    if own.launcher == "slurm":
-        from benchmark.launchers.slurm import submit
-    else:
-        from benchmark.launchers.hf_jobs import submit
-    submit(study, missing, options, own.gpus_per_run)
+    launcher = importlib.import_module(f"benchmark.launchers.{own.launcher}")
+    launcher.submit(study, missing, options, own.gpus_per_run)
 
 
 def check(study: Study) -> list[Cell]:
@@ -69,7 +67,9 @@ def check(study: Study) -> list[Cell]:
     from benchmark.training.build import check_model
     from benchmark.training.memory import plan_without_trial
 
-    faults, checked, missing = {}, set(), []
+    faults: dict[str, str] = {}
+    checked: set[str] = set()
+    missing = []
     for cell in study.cells:
         recipe = cell.recipe
         try:

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch import Tensor
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.reporting.model_folder import check_model_folder, save_model
-from benchmark.reporting.run_folder import RECIPE, RESULTS, TENSORBOARD
+from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, TENSORBOARD
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 6  # at one push; the library itself repeats some of a push's requests, but not the commit
@@ -88,7 +88,7 @@ def write_snapshot(
     """Write to `folder` what a run is on the Hub: copies, so that training continues beside the push.
 
     Args:
-        run_folder: its tensorboard/ is copied, under names without the host's.
+        run_folder: its metrics and counts are copied, and its tensorboard/ under names without the host's.
         weights: the model's, whole and unwrapped.
         recipe_yaml: the recipe without this machine's paths.
         results: what results.json holds; None before the first evaluation.
@@ -101,11 +101,40 @@ def write_snapshot(
         (folder / TENSORBOARD).mkdir(exist_ok=True)
         stamp = events.name.split(".")[3]
         shutil.copy(events, folder / TENSORBOARD / f"events.out.tfevents.{stamp}.{number}")
+    for name in (METRICS, CONFUSION):  # the latter is there when the run is finished
+        if (run_folder / name).exists():
+            shutil.copy(run_folder / name, folder / name)
     if results is not None:
         (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     if picture is not None:
         (folder / "panel.png").write_bytes(picture)
     (folder / "README.md").write_text(card)
+
+
+def publish_space(name: str, title: str, files: Mapping[str, str]) -> str:
+    """Publish a page as a static Space, which is created where it does not exist; return its address.
+
+    Args:
+        name: user/name.
+        files: by name; report.html becomes the Space's page.
+
+    Raises:
+        UserError: nobody is logged in, or the Hub refuses.
+    """
+    if get_token() is None:
+        raise UserError("A Space needs a login to the Hub: run 'hf auth login', or leave out --hub_space.")
+    heading = json.dumps(title, ensure_ascii=False)
+    card = f"---\ntitle: {heading}\nsdk: static\napp_file: index.html\n---\n\n{files['report.md']}"
+    content = {**files, "index.html": files["report.html"], "README.md": card}
+    operations = [CommitOperationAdd(path, text.encode()) for path, text in content.items() if path != "report.html"]
+    try:
+        HfApi().create_repo(name, repo_type="space", space_sdk="static", exist_ok=True)
+        HfApi().create_commit(name, operations, repo_type="space", commit_message="The report")
+    except HFValidationError:
+        raise UserError(f"--hub_space must be user/name, not {name}.") from None
+    except Exception as error:  # whatever happens between here and the Hub
+        raise UserError(f"{name} could not be published ({_reason(error)}): check that you may write there.") from None
+    return f"{HfApi().endpoint}/spaces/{name}"
 
 
 class Pusher:

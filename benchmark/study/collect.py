@@ -201,14 +201,12 @@ def key_differences(groups: Sequence[Group]) -> list[str]:
         values = [run.keys.get(key) for run in first]
         if key != "seed" and any(value != values[0] for value in values):
             found.append(f"{key} ({', '.join(map(str, values))})")
-    for what, values in (
+    data: list[tuple[str, list[Any]]] = [
         ("validation images", [run.dataset for run in first]),
         ("training images", [run.trained_on for run in first]),
         ("classes", [run.classes for run in first]),
-    ):
-        if any(value != values[0] for value in values):
-            found.append(what)
-    return found
+    ]
+    return found + [what for what, values in data if any(value != values[0] for value in values)]
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:

@@ -204,7 +204,7 @@ class _Reader:
         if not isinstance(content, Mapping) or not content:
             self.faults.append("settings must map at least one name to a list of recipe files.")
             return {}
-        found = {}
+        found: dict[str, tuple[_RecipeList, dict[str, _RecipeList], list[int]]] = {}
         for name, setting in content.items():
             where, members, own = f"settings.{name}", encoders, seeds
             if isinstance(setting, Mapping):
