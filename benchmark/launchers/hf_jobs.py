@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_token, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -18,7 +19,13 @@ from benchmark.reporting.results import code_version
 from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results, write_atomically
 from benchmark.study.study import Cell, Study
 
-OPTIONS = {"flavor": None, "timeout": "24h", "image": "python:3.12", "namespace": None, "source": None}
+OPTIONS: dict[str, str | None] = {
+    "flavor": None,
+    "timeout": "24h",
+    "image": "python:3.12",
+    "namespace": None,
+    "source": None,
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -32,11 +39,11 @@ def submit(study: Study, cells: Sequence[Cell], options: Mapping[str, str], gpus
     Raises:
         UserError: an option is missing or unknown, nobody is logged in, the code was not pushed, or the Hub refuses.
     """
-    options = _checked(options)
-    source, commit = _code(options["source"])
+    chosen = _checked(options)
+    source, commit = _code(chosen["source"])
     api = HfApi()
     try:
-        namespace = options["namespace"] or api.whoami()["name"]
+        namespace = chosen["namespace"] or api.whoami()["name"]
         waiting = [cell for cell in cells if not _fetch(cell, _repository(namespace, study, cell))]
         jobs = api.list_jobs(status=["SCHEDULING", "RUNNING"], labels={"study": study.name}, namespace=namespace)
         running = {(job.labels or {}).get("run") for job in jobs}
@@ -44,11 +51,11 @@ def submit(study: Study, cells: Sequence[Cell], options: Mapping[str, str], gpus
         for cell in new:
             repository = _repository(namespace, study, cell)
             job = api.run_job(
-                image=options["image"],
-                command=["bash", "-c", job_script(cell, source, commit, repository, options["flavor"], gpus_per_run)],
+                image=chosen["image"],
+                command=["bash", "-c", job_script(cell, source, commit, repository, chosen["flavor"], gpus_per_run)],
                 secrets={"HF_TOKEN": get_token()},
-                flavor=options["flavor"],
-                timeout=options["timeout"],
+                flavor=chosen["flavor"],
+                timeout=chosen["timeout"],
                 labels={"study": study.name, "run": repository.partition("/")[2]},
                 namespace=namespace,
             )
@@ -83,14 +90,14 @@ def job_script(cell: Cell, source: str, commit: str, repository: str, flavor: st
     return " && ".join([*steps, line])
 
 
-def _checked(options: Mapping[str, str]) -> dict[str, str]:
-    if unknown := [name for name in options if name not in OPTIONS]:
-        raise UserError(f"--hf_jobs.{unknown[0]} is not known: there are {', '.join(OPTIONS)}.")
+def _checked(options: Mapping[str, str]) -> dict[str, Any]:
+    if unknown := [name for name in options if name not in ("flavor", *DEFAULTS)]:
+        raise UserError(f"--hf_jobs.{unknown[0]} is not known: there are flavor, {', '.join(DEFAULTS)}.")
     if "flavor" not in options:
         raise UserError("Name the hardware with --hf_jobs.flavor, such as a100-large; `hf jobs hardware` lists all.")
     if get_token() is None:
         raise UserError("Jobs need a login to the Hub: run 'hf auth login'.")
-    return {**OPTIONS, **options}
+    return {**DEFAULTS, **options}
 
 
 def _code(source: str | None) -> tuple[str, str]:

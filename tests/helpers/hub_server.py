@@ -6,6 +6,9 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
+
+from huggingface_hub import constants as hub_constants
 
 TOKEN = "hf_" + "tokenForTheLoopback" * 2
 
@@ -18,6 +21,7 @@ class Hub:
         refuse: called with how often a request was made by now; true answers 503.
         forbid: answer every request that writes with 403.
         gate: answer every request that reads with 403, as the Hub does where a model's owner must be asked first.
+        jobs: Hugging Face Jobs that were asked for, each with an id and a stage.
         requests: what was asked, such as "POST /api/repos/create", refused or not.
     """
 
@@ -27,6 +31,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.cards: list[str] = []
+        self.jobs: list[dict] = []
         self.refuse, self.forbid, self.gate = refuse, False, False
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
@@ -162,16 +167,50 @@ class Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(files[path]).hexdigest()
         return self.answer(200, files[path], ETag=f'"{etag}"', X_Repo_Commit=sha)
 
+    def whoami(self, body):
+        return self.answer(200, {"name": "user", "type": "user", "orgs": []})
+
+    def run_job(self, body, namespace):
+        job = json.loads(body) | {"id": f"job{len(self.hub.jobs)}", "status": {"stage": "SCHEDULING"}}
+        job["owner"] = {"id": "1", "name": namespace, "type": "user"}
+        self.hub.jobs.append(job)
+        return self.answer(200, job)
+
+    def list_jobs(self, body, namespace):
+        asked = parse_qs(self.path.partition("?")[2])
+        wanted = dict(label.split("=", 1) for label in asked.get("label", []))
+        jobs = [
+            job
+            for job in self.hub.jobs
+            if job["status"]["stage"] in asked["stage"] and wanted.items() <= job["labels"].items()
+        ]
+        return self.answer(200, jobs)
+
 
 ROUTES = (
+    (r"GET /api/whoami-v2", Handler.whoami),
+    (r"POST /api/jobs/([^/]+)", Handler.run_job),
+    (r"GET /api/jobs/([^/]+)", Handler.list_jobs),
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", Handler.validate),
-    (r"POST /api/models/(.+)/preupload/[^/]+", Handler.preupload),
+    (r"POST /api/(?:models|spaces)/(.+)/preupload/[^/]+", Handler.preupload),
     (r"POST /(.+)\.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /objects/(\w+)", Handler.put),
     (r"POST /verify", Handler.verify),
-    (r"POST /api/models/(.+)/commit/[^/]+", Handler.commit),
+    (r"POST /api/(?:models|spaces)/(.+)/commit/[^/]+", Handler.commit),
     (r"GET /api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", Handler.revision),
     (r"GET /api/models/([^/]+/[^/]+)/tree/[^/]+", Handler.tree),
     (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/[^/]+/(.+)", Handler.resolve),
 )
+
+
+def go_online(hub: Hub, monkeypatch, cache) -> None:
+    """Let this process's huggingface_hub talk to `hub`, logged in."""
+    monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
