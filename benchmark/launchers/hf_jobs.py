@@ -19,13 +19,7 @@ from benchmark.reporting.results import code_version
 from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results, write_atomically
 from benchmark.study.study import Cell, Study
 
-OPTIONS: dict[str, str | None] = {
-    "flavor": None,
-    "timeout": "24h",
-    "image": "python:3.12",
-    "namespace": None,
-    "source": None,
-}
+DEFAULTS = {"timeout": "24h", "image": "python:3.12", "namespace": None, "source": None}
 ROOT = Path(__file__).resolve().parents[2]
 
 
