@@ -2,6 +2,10 @@
 
 Train what is missing of a study: each run is one `accelerate launch train.py --recipe ...` in FOLDER/<setting>/. First
 every run is checked, datasets are prepared and weights fetched. The same command resumes what was interrupted.
+
+Every option of sbatch has a flag, such as --slurm.partition NAME and --slurm.time 12:00:00; without GPUs it takes
+--slurm.gpus-per-node 0. Jobs on Hugging Face take --hf_jobs.flavor NAME, and --hf_jobs.timeout, --hf_jobs.image,
+--hf_jobs.namespace and --hf_jobs.source. Recipe keys hold for all runs.
 """
 
 import importlib
