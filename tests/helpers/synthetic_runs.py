@@ -32,13 +32,11 @@ def write_run(
     recipe = load_recipe([str(file) for file in files], [*flags, "--output.dir", str(folder)])
     random = np.random.default_rng([recipe.seed, *map(ord, str(folder))])
     difficulty = np.random.default_rng(0).uniform(-0.1, 0.1, (images, len(classes)))
-    rows = []
-    for image in range(images):
-        for label in range(len(classes)):
-            right = float(np.clip(skill + difficulty[image, label] + random.normal(0, 0.01), 0.01, 0.99))
-            other = (label + 1) % len(classes)
-            rows += [(image, label, label, round(1000 * right)), (image, label, other, 1000 - round(1000 * right))]
-    counts = np.array(rows, np.int64)
+    right = np.clip(skill + difficulty + random.normal(0, 0.01, difficulty.shape), 0.01, 0.99)
+    pixels = np.rint(1000 * right).astype(np.int64).ravel()
+    image, label = (index.ravel() for index in np.indices(right.shape))
+    others = np.stack([image, label, (label + 1) % len(classes), 1000 - pixels], axis=1)
+    counts = np.concatenate([np.stack([image, label, label, pixels], axis=1), others])
     intersections, unions = (array.sum(axis=0) for array in intersection_and_union(counts, images, len(classes)))
     ious = dict(zip(classes, (intersections / unions).tolist(), strict=True))
     name, fingerprint = recipe.data.val[0], {"counts": {"train": images, "validation": images}, "digest": digest}

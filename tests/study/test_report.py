@@ -175,3 +175,31 @@ def test_the_command_writes_five_files_and_trains_nothing(folder, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [setting["setting"] for setting in report["settings"]] == ["cheap", "dear"]
     assert done.stdout.startswith((tmp_path / "out" / "report.md").read_text())
+
+
+@pytest.mark.slow
+def test_the_papers_eighty_six_runs_give_the_whole_report(tmp_path):
+    """Synthetic results in the paper's layout and at its sizes."""
+    study = load_study(ROOT / "recipes" / "studies" / "paper.yaml", folder=tmp_path / "paper")
+    study.write()
+    sizes = {"ade20k": (2000, 150), "pascal_voc": (1449, 21), "cityscapes": (500, 19)}
+    for number, cell in enumerate(study.cells):
+        images, classes = sizes[cell.recipe.data.val[0]]
+        write_run(
+            cell.folder,
+            cell.files,
+            cell.flags,
+            skill=0.5 + 0.02 * (number % 10) + 0.002 * cell.seed,
+            images=images,
+            classes=[f"class {index}" for index in range(classes)],
+            digest=f"content-{cell.recipe.data.val[0]}",
+            hours=1 + number % 7,
+        )
+    done = run_python("-m", "benchmark", "report", str(study.folder))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((study.folder / "report.json").read_text())
+    assert [len(setting["rows"]) for setting in report["settings"]] == [10] * 8
+    assert len(report["pairs"]) == 28
+    assert [len(setting["differences"]) for setting in report["settings"]] == [45] * 8
+    assert [setting["seed_noise"]["from"] for setting in report["settings"]] == [None, *["default"] * 7]
+    assert (study.folder / "report.html").stat().st_size < 2_000_000
