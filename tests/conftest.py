@@ -1,6 +1,7 @@
-"""What the tests share: a tiny recipe on the embedded dataset."""
+"""What the tests share: a tiny recipe on the embedded dataset, and a Hub on the loopback."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,32 @@ def tiny(tmp_path, cache_dir) -> list[str]:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(TINY)
     return ["--recipe", str(recipe), "--data.cache_dir", str(cache_dir), "--output.dir", str(tmp_path / "run")]
+
+
+@pytest.fixture
+def hub():
+    from hub_server import Hub
+
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    """This process's huggingface_hub talks to `hub`, logged in, and is patient for milliseconds only."""
+    from hub_server import TOKEN
+    from huggingface_hub import constants
+
+    files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": files,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01)))
+    return hub

@@ -7,7 +7,7 @@ class SegmentationConfig(PretrainedConfig):
     """Configuration of a `SegmentationModel`.
 
     Args:
-        encoder: timm's name of a vision transformer.
+        encoder: timm's name of a vision transformer, or hf-hub:org/model.
         head: a name in `modeling.HEADS`.
         head_options: keyword arguments of the head, such as num_queries; its defaults where they are left out.
         crop_size: height and width, in pixels, of what the model sees at once.
@@ -15,6 +15,8 @@ class SegmentationConfig(PretrainedConfig):
         image_mean, image_std: three floats each, for pixels in [0, 1].
         freeze_encoder: train the head alone.
         seed: keys the random points of the Mask2Former loss.
+        encoder_source: of an encoder on the Hub its "architecture" in timm and its "model_args"; the model fills it in,
+            so that a saved model never needs the encoder's repository.
         colors: one [red, green, blue] (0..255) a class, for pictures.
         id2label, label2id, num_labels: as in every HuggingFace configuration.
     """
@@ -33,6 +35,7 @@ class SegmentationConfig(PretrainedConfig):
         head_options=None,
         seed: int = 0,
         colors=None,
+        encoder_source=None,
         **kwargs,
     ):
         num_points = kwargs.pop("num_points", None)  # which older configurations have in place of head_options
@@ -48,4 +51,5 @@ class SegmentationConfig(PretrainedConfig):
         self.head_options = dict(head_options or {})
         self.seed = seed
         self.colors = None if colors is None else [list(color) for color in colors]
+        self.encoder_source = encoder_source
         super().__init__(**kwargs)

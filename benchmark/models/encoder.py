@@ -1,8 +1,9 @@
 """A vision transformer of timm as a segmentation encoder: images of one crop size in, a grid of tokens out."""
 
 import difflib
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -22,6 +23,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .hub_encoder import hub_repository, read_hub_encoder
 
 PLAIN_TRANSFORMERS = (VisionTransformer, Eva, Beit, VisionTransformerRelPos, VisionTransformerSAM)
 ROTARY_EMBEDDINGS = (
@@ -51,22 +53,34 @@ class Encoder(nn.Module):
     register tokens. Weights are random; `load_encoder_weights` loads others.
 
     Args:
-        name: timm's name of the model, with or without the tag of its weights.
+        name: timm's name of the model, with or without the tag of its weights, or hf-hub:org/model.
         img_size: (height, width) of the crop in pixels, each a multiple of `patch_size`.
         patch_size: side of a square patch in pixels; need not be the pretraining's.
+        source: what the model on the Hub is made of, as `read_hub_encoder` returns it; asked of the Hub where it is
+            None. Null for timm's own names.
         timm_kwargs: passed on to `timm.create_model` (depth, drop_path_rate, ...).
 
     Raises:
         ModelError: timm does not know the name, the model is no plain transformer, or patches do not divide the crop.
     """
 
-    def __init__(self, name: str, img_size: tuple[int, int], patch_size: int, **timm_kwargs):
+    def __init__(
+        self,
+        name: str,
+        img_size: tuple[int, int],
+        patch_size: int,
+        source: Mapping[str, Any] | None = None,
+        **timm_kwargs,
+    ):
         super().__init__()
         img_size = tuple(img_size)
         _check_divisible(img_size, patch_size)
         self.name = name
+        on_hub = hub_repository(name) is not None
+        self.source = read_hub_encoder(name)[0] if source is None and on_hub else source
+        self.architecture: str = self.source["architecture"] if self.source else name
         self.patch_size = patch_size
-        self.backbone = _create_backbone(name, img_size, patch_size, **timm_kwargs)
+        self.backbone = _create_backbone(self, img_size, **timm_kwargs)
         self.embed_dim: int = self.backbone.embed_dim
         self.grid_size: tuple[int, int] = tuple(self.backbone.patch_embed.grid_size)
         self.num_prefix_tokens: int = getattr(self.backbone, "num_prefix_tokens", 0)
@@ -127,41 +141,61 @@ def _allocate_in_fp32(module: nn.Module) -> None:
 
 
 def encoder_defaults(name: str) -> EncoderDefaults:
-    """What timm knows of the model, without network; raises ModelError where `Encoder` would."""
-    native = _native_model(name)
+    """What timm knows of the model, without network unless it is on the Hub; ModelError is raised as by `Encoder`."""
+    source, cfg = read_hub_encoder(name) if hub_repository(name) is not None else (None, None)
+    native = _native_model(name, source, cfg)
     cfg = native.pretrained_cfg
     patch_size = native.patch_embed.patch_size[0]
     return EncoderDefaults(tuple(cfg["mean"]), tuple(cfg["std"]), tuple(cfg["input_size"][1:]), patch_size)
 
 
-@lru_cache
-def _native_model(name: str) -> nn.Module:
+def _native_model(name: str, source: Mapping[str, Any] | None, cfg: Mapping[str, Any] | None = None) -> nn.Module:
     """The model as timm makes it, without memory for its weights."""
-    known = timm.list_models() + timm.list_pretrained()
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise ModelError(f"timm knows no encoder {name!r}; did you mean {' or '.join(nearest) or 'another'}?")
-    with torch.device("meta"):
-        model = timm.create_model(name, num_classes=0)
-    if not isinstance(model, PLAIN_TRANSFORMERS) or not isinstance(model.patch_embed, PatchEmbed):
+    model = _native_hub_model(name, source, cfg) if source else _native_timm_model(name)
+    is_plain = isinstance(model, PLAIN_TRANSFORMERS) and isinstance(model.patch_embed, PatchEmbed)
+    if not is_plain or model.patch_embed.proj.in_channels != 3:
         raise ModelError(
-            f"{name} is not a plain vision transformer with one grid of tokens; "
+            f"{name} is not a plain vision transformer of RGB images with one grid of tokens; "
             "choose one, such as vit_base_patch14_dinov2."
         )
     return model
 
 
-def _create_backbone(name: str, img_size: tuple[int, int], patch_size: int, **timm_kwargs) -> nn.Module:
-    native = _native_model(name)
-    kwargs = {"img_size": img_size, "patch_size": patch_size, "num_classes": 0}
+@lru_cache
+def _native_timm_model(name: str) -> nn.Module:
+    known = timm.list_models() + timm.list_pretrained()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise ModelError(f"timm knows no encoder {name!r}; did you mean {' or '.join(nearest) or 'another'}?")
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def _native_hub_model(name: str, source: Mapping[str, Any], cfg: Mapping[str, Any] | None) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return timm.create_model(
+                source["architecture"], pretrained_cfg=cfg, **{**source["model_args"], "num_classes": 0}
+            )
+    except Exception as error:  # what a stranger's config.json asks for may fail anywhere
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"timm cannot make {name} of what its config.json says ({reason}); update timm, or name another encoder."
+        ) from error
+
+
+def _create_backbone(encoder: Encoder, img_size: tuple[int, int], **timm_kwargs) -> nn.Module:
+    native = _native_model(encoder.name, encoder.source)
+    kwargs = dict(encoder.source["model_args"]) if encoder.source else {}
+    kwargs |= {"img_size": img_size, "patch_size": encoder.patch_size, "num_classes": 0}
     if getattr(native, "dynamic_img_size", False):
         kwargs["dynamic_img_size"] = False  # the crop is fixed: positions are made once, not in every forward
-    if name.startswith("beit3"):
+    if encoder.architecture.startswith("beit3"):
         kwargs["global_pool"] = "token"  # timm's default, "avg", moves the final norm behind the pooling
     is_sam = isinstance(native, VisionTransformerSAM)
     if is_sam:
-        kwargs["window_size"] = _scaled_window(native, img_size, patch_size)
-    backbone = timm.create_model(name, **(kwargs | timm_kwargs))
+        kwargs["window_size"] = _scaled_window(native, img_size, encoder.patch_size)
+    backbone = timm.create_model(encoder.architecture, **(kwargs | timm_kwargs))
     backbone.prune_intermediate_layers(1, prune_norm=is_sam, prune_head=True)
     return backbone
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .errors import ModelError
+from .hub_encoder import hub_error, hub_repository
 
 FIRST_BLOCK = "blocks.0.norm1.weight"  # every transformer in timm's layout has it
 
@@ -39,7 +40,8 @@ def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoin
 
     Args:
         encoder: filled in place, whole or (where an error is raised) not at all.
-        pretrained: fetch the weights timm names for `encoder.name` (from its cache where they are there).
+        pretrained: fetch the weights timm names for `encoder.name`, or those in its repository on the Hub (from their
+            cache where they are there); files that hold more than tensors are refused.
         checkpoint: a .safetensors or torch file in timm's layout or in that of the model's authors where timm reads it
             (BEiT-3, SAM, DINOv2, ...), bare or under a `model` or `state_dict` key (averaged weights, where a file has
             both, are preferred); goes before `pretrained`.
@@ -106,6 +108,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def download_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     """timm's weights of a name and where they are from, by way of the cache; ModelError where there are none."""
+    if repository := hub_repository(name):
+        try:
+            return repository, load_state_dict_from_hf(repository, weights_only=True)
+        except Exception as error:
+            raise hub_error(name, error, "model.safetensors or pytorch_model.bin") from error
     cfg = timm.get_pretrained_cfg(name)
     source = cfg.hf_hub_id or cfg.url
     if not source or (cfg.custom_load and not cfg.hf_hub_id):
@@ -115,7 +122,7 @@ def download_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     try:
         if cfg.hf_hub_id:
             filename = {"filename": cfg.hf_hub_filename} if cfg.hf_hub_filename else {}
-            return source, load_state_dict_from_hf(cfg.hf_hub_id, **filename)
+            return source, load_state_dict_from_hf(cfg.hf_hub_id, weights_only=True, **filename)
         return source, torch.hub.load_state_dict_from_url(cfg.url, map_location="cpu", weights_only=True)
     except Exception as error:  # every layer of the network has its own exceptions
         raise ModelError(
@@ -130,7 +137,7 @@ def _convert(weights: dict[str, object], encoder: Encoder) -> dict[str, Tensor]:
     try:
         converted = _timm_filter(encoder)(dict(weights), encoder.backbone)
         converted = {key: value for key, value in converted.items() if isinstance(value, Tensor)}
-        if encoder.name.startswith("beit3"):
+        if encoder.architecture.startswith("beit3"):
             converted = {_beit3_final_norm(key): value for key, value in converted.items()}
         return {key: _resample(key, value, encoder.backbone) for key, value in converted.items()}
     except Exception:  # timm's filters may stumble over another architecture; unconverted, its shapes tell it apart
@@ -143,11 +150,11 @@ def _timm_filter(encoder: Encoder) -> Callable[[dict, nn.Module], dict]:
     options = {}
     if isinstance(encoder.backbone, VisionTransformer):
         options["adapt_layer_scale"] = True  # DeiT III's files say gamma_1 where timm says ls1.gamma
-    if "flexi" in encoder.name or "radio" in encoder.name:
+    if "flexi" in encoder.architecture or "radio" in encoder.architecture:
         options |= {"interpolation": "bilinear", "antialias": False}
-    if "radio" in encoder.name:
+    if "radio" in encoder.architecture:
         options["align_corners"] = any(
-            size in encoder.name for size in ("base_patch16_radio_v3", "huge_patch16_radio_v3")
+            size in encoder.architecture for size in ("base_patch16_radio_v3", "huge_patch16_radio_v3")
         )
     return partial(filter_fn, **options)
 

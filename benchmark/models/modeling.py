@@ -31,7 +31,8 @@ class SegmentationModel(PreTrainedModel):
         super().__init__(config)
         if config.head not in HEADS:
             raise ModelError(f"model.head is '{config.head}', but it must be one of {', '.join(HEADS)}.")
-        self.encoder = Encoder(config.encoder, tuple(config.crop_size), config.patch_size)
+        self.encoder = Encoder(config.encoder, tuple(config.crop_size), config.patch_size, config.encoder_source)
+        config.encoder_source = self.encoder.source
         self.head = HEADS[config.head](
             self.encoder.embed_dim, config.num_labels, self.encoder.grid_size, **config.head_options
         )

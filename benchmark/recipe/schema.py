@@ -110,11 +110,11 @@ class Mask2Former:
 class Model:
     """The encoder and the head."""
 
-    encoder: str = key("vit_base_patch14_dinov2.lvd142m", "a timm name", ENCODER)
+    encoder: str = key("vit_base_patch14_dinov2.lvd142m", "a timm name, or hf-hub:org/model", ENCODER)
     head: str = key("linear", "linear or mask2former")
     patch_size: PositiveInt = key(16, "pixels; the pretrained patch embedding is resampled to it")
     pretrained: bool = key(True, "timm's weights; false: random ones", ENCODER)
-    checkpoint: str | None = key(None, "a file of encoder weights, in place of timm's", ENCODER)
+    checkpoint: str | None = key(None, "a file of encoder weights, in place of the published ones", ENCODER)
     init_from: str | None = key(None, "a trained model to start from: a run or model folder, or user/name on the Hub")
     freeze_encoder: bool = key(False, "train the head alone")
     image_mean: list[float] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)

@@ -6,6 +6,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg
 
+from benchmark.models.hub_encoder import hub_repository
+
 # The Hub's own identifiers among the licences that timm names; https://huggingface.co/docs/hub/repositories-licenses.
 LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "apple-ascl", "apple-amlr", "gemma")
 
@@ -15,7 +17,7 @@ CARD = """---
 
 # {title}
 
-[{encoder}](https://huggingface.co/timm) with a {head} head, fine-tuned{frozen} for semantic segmentation on {train}.
+[{encoder}]({url}) with a {head} head, fine-tuned{frozen} for semantic segmentation on {train}.
 
 {scores}
 
@@ -84,6 +86,7 @@ def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] 
         title=name.split("/")[-1],
         name=name,
         encoder=model["encoder"],
+        url=f"https://huggingface.co/{_hub_repository(recipe) or 'timm'}",
         head=head,
         frozen=" (the head alone, the encoder frozen)" if model["freeze_encoder"] else "",
         train=_dataset_name(data),
@@ -127,10 +130,20 @@ def _metadata(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any]) 
     )
 
 
+def _hub_repository(recipe: Mapping[str, Any]) -> str | None:
+    """user/name of an encoder that is named by its repository on the Hub."""
+    repository = hub_repository(recipe["model"]["encoder"])
+    return repository and repository.partition("@")[0]
+
+
 def _encoder_origin(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The licence and the repository of the pretrained weights, where they are timm's and timm knows."""
+    """The licence of the pretrained weights, where timm knows it, and their repository on the Hub."""
     model = recipe["model"]
-    cfg = get_pretrained_cfg(model["encoder"]) if model["pretrained"] and not model["checkpoint"] else None
+    if not model["pretrained"] or model["checkpoint"]:
+        return None, None
+    if repository := _hub_repository(recipe):
+        return None, repository
+    cfg = get_pretrained_cfg(model["encoder"])
     if cfg is None:
         return None, None
     hub_id = cfg.hf_hub_id if cfg.hf_hub_id and "/" in cfg.hf_hub_id else None
@@ -141,6 +154,10 @@ def _license_sentence(recipe: Mapping[str, Any]) -> str:
     license, base = _encoder_origin(recipe)
     if license:
         return f"The encoder's pretrained weights ({base or 'timm'}) are under {license}; so is what is made of them."
+    if base and _hub_repository(recipe):
+        return (
+            f"The terms of the encoder's pretrained weights are in [their repository](https://huggingface.co/{base})."
+        )
     if recipe["model"]["pretrained"] or recipe["model"]["checkpoint"]:
         return "timm names no licence for the encoder's pretrained weights: ask their authors."
     return "The encoder was trained from random weights; the images' licence is that of their dataset."

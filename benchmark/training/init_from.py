@@ -1,5 +1,7 @@
 """Starting from a trained model: its encoder, and of its head what the classes of both models share."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +17,8 @@ def start_from(model: SegmentationModel, name: str) -> list[str]:
     """Fill `model` with the weights of another one; return lines that say what was taken and what was not.
 
     Patch and position embeddings are resampled where crop or patch size differ. The head's layers are taken where both
-    have the same head of the same size, and of its class layer the rows of the classes that both have, by name.
+    have the same head of the same size, and of its class layer the rows of the classes that both have, by name (see
+    `shared_classes`).
 
     Args:
         name: a run folder, a model folder, or user/name on the Hub.
@@ -38,9 +41,11 @@ def _take_head(model: SegmentationModel, trained: SegmentationModel, name: str) 
     )
     if not same_kind:
         return f"the head is new: that of {name} is another one ({trained.config.head})"
-    places = {trained.config.id2label[index]: index for index in range(trained.config.num_labels)}
-    classes = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    shared = [(index, places[label]) for index, label in enumerate(classes) if label in places]
+    classes, known = (
+        [config.id2label[index] for index in range(config.num_labels)] for config in (model.config, trained.config)
+    )
+    places = shared_classes(classes, known)
+    shared = list(places.items())
     if len(ours[layer + "weight"]) == len(classes) + 1:  # the last row is "no object"
         shared.append((len(classes), trained.config.num_labels))
     to, from_ = (list(column) for column in zip(*shared, strict=True)) if shared else ([], [])
@@ -49,6 +54,18 @@ def _take_head(model: SegmentationModel, trained: SegmentationModel, name: str) 
             value[to] = theirs[key][from_].to(value)
         else:
             value.copy_(theirs[key])
-    known = [label for label in classes if label in places]
-    new = [label for label in classes if label not in places]
-    return f"the head's rows from {name} for {', '.join(known) or 'no class'}; new: {', '.join(new) or 'none'}"
+    taken = [label for index, label in enumerate(classes) if index in places]
+    new = [label for index, label in enumerate(classes) if index not in places]
+    return f"the head's rows from {name} for {', '.join(taken) or 'no class'}; new: {', '.join(new) or 'none'}"
+
+
+def shared_classes(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
+    """The places in `theirs` of the classes of `ours`, by their place there.
+
+    Equal names go first. Of the names that are left, two that differ only in case and in the spaces around them are one
+    class, unless another name of either side is like them: then nobody knows which is meant.
+    """
+    shared = {index: theirs.index(name) for index, name in enumerate(ours) if name in theirs}
+    our_keys, their_keys = ([name.strip().casefold() for name in names] for names in (ours, theirs))
+    once = {key for key, count in Counter(our_keys).items() if count == 1 and their_keys.count(key) == 1}
+    return shared | {index: their_keys.index(key) for index, key in enumerate(our_keys) if key in once}

@@ -8,8 +8,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
-from huggingface_hub import constants as hub_constants
-
 TOKEN = "hf_" + "tokenForTheLoopback" * 2
 
 
@@ -36,7 +34,7 @@ class Hub:
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self.server.shutdown()
@@ -160,7 +158,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, entries)
 
     def resolve(self, body, repo, path):
-        files = self.hub.files(repo) if repo in self.hub.repos else {}
+        if repo not in self.hub.repos:
+            return self.answer(404, {"error": "no such repository"}, X_Error_Code="RepoNotFound")
+        files = self.hub.files(repo)
         if path not in files:
             return self.answer(404, {"error": "no such file"}, X_Error_Code="EntryNotFound")
         sha = f"{len(self.hub.repos[repo]) - 1:040x}"
@@ -202,15 +202,3 @@ ROUTES = (
     (r"GET /api/models/([^/]+/[^/]+)/tree/[^/]+", Handler.tree),
     (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/[^/]+/(.+)", Handler.resolve),
 )
-
-
-def go_online(hub: Hub, monkeypatch, cache) -> None:
-    """Let this process's huggingface_hub talk to `hub`, logged in."""
-    monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)

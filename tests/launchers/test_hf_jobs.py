@@ -3,7 +3,7 @@
 import shlex
 
 import pytest
-from hub_server import TOKEN, Hub, go_online
+from hub_server import TOKEN
 from launching import ROOT, parse
 from synthetic_runs import write_run
 
@@ -17,23 +17,20 @@ COMMIT = "f" * 40
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = Hub()
-    go_online(server, monkeypatch, tmp_path / "cache")
+def jobs_hub(online, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(hf_jobs, "code_version", lambda: {"commit": COMMIT, "modified": False})
-    yield server
-    server.close()
+    return online
 
 
 OPTIONS = {"flavor": "a100-large", "source": "https://example.org/code.git"}
 
 
-def test_each_run_is_one_job_that_trains_its_recipe_and_pushes_it(hub, tmp_path):
+def test_each_run_is_one_job_that_trains_its_recipe_and_pushes_it(jobs_hub, tmp_path):
     study = load_study(STUDY, folder=tmp_path / "tiny")
     hf_jobs.submit(study, study.cells[:2], OPTIONS, None)
-    assert [job["labels"]["run"] for job in hub.jobs] == ["tiny-linear-vit-seed0", "tiny-linear-vit-seed1"]
-    job = hub.jobs[1]
+    assert [job["labels"]["run"] for job in jobs_hub.jobs] == ["tiny-linear-vit-seed0", "tiny-linear-vit-seed1"]
+    job = jobs_hub.jobs[1]
     assert (job["flavor"], job["secrets"], job["dockerImage"]) == ("a100-large", {"HF_TOKEN": TOKEN}, "python:3.12")
     assert job["timeoutSeconds"] == 24 * 3600
     steps = [shlex.split(step) for step in job["command"][2].split(" && ")]
@@ -47,32 +44,32 @@ def test_each_run_is_one_job_that_trains_its_recipe_and_pushes_it(hub, tmp_path)
     assert TOKEN not in job["command"][2]
 
 
-def test_what_runs_or_was_pushed_is_not_started_again(hub, tmp_path, capsys):
+def test_what_runs_or_was_pushed_is_not_started_again(jobs_hub, tmp_path, capsys):
     study = load_study(STUDY, folder=tmp_path / "tiny")
     hf_jobs.submit(study, study.cells[:1], OPTIONS, None)
     hf_jobs.submit(study, study.cells[:3], OPTIONS, None)
-    assert len(hub.jobs) == 3
+    assert len(jobs_hub.jobs) == 3
     cell = study.cells[0]
     trained = tmp_path / "trained"
     write_run(trained, cell.files, cell.flags, 0.8)
     files = {path.name: path.read_bytes() for path in trained.iterdir()}
-    hub.repos["user/tiny-linear-vit-seed0"] = [("The finished model", files)]
-    for job in hub.jobs:
+    jobs_hub.repos["user/tiny-linear-vit-seed0"] = [("The finished model", files)]
+    for job in jobs_hub.jobs:
         job["status"]["stage"] = "ERROR"
     hf_jobs.submit(study, study.cells[:3], OPTIONS, None)
-    assert [job["labels"]["run"] for job in hub.jobs[3:]] == ["tiny-linear-vit-seed1", "tiny-linear-vit2-seed0"]
+    assert [job["labels"]["run"] for job in jobs_hub.jobs[3:]] == ["tiny-linear-vit-seed1", "tiny-linear-vit2-seed0"]
     assert {path.name: path.read_bytes() for path in cell.folder.iterdir()} == files
     assert "1 run(s) fetched, 0 in the queue, 2 started" in capsys.readouterr().out
 
 
-def test_results_that_were_pushed_while_a_run_trains_are_not_its_results(hub, tmp_path):
+def test_results_that_were_pushed_while_a_run_trains_are_not_its_results(jobs_hub, tmp_path):
     study = load_study(STUDY, folder=tmp_path / "tiny")
     cell = study.cells[0]
     write_run(tmp_path / "early", cell.files, [*cell.flags, "--train.steps", "50"], 0.8)
     files = {path.name: path.read_bytes() for path in (tmp_path / "early").iterdir()}
-    hub.repos["user/tiny-linear-vit-seed0"] = [("Step 50", files)]
+    jobs_hub.repos["user/tiny-linear-vit-seed0"] = [("Step 50", files)]
     hf_jobs.submit(study, [cell], OPTIONS, None)
-    assert len(hub.jobs) == 1
+    assert len(jobs_hub.jobs) == 1
     assert not cell.folder.exists()
 
 
@@ -85,23 +82,23 @@ def test_results_that_were_pushed_while_a_run_trains_are_not_its_results(hub, tm
         (OPTIONS | {"source": "git@example.org:code"}, {}, "https address"),
     ],
 )
-def test_what_cannot_work_is_one_sentence_and_no_job(hub, tmp_path, monkeypatch, options, version, told):
+def test_what_cannot_work_is_one_sentence_and_no_job(jobs_hub, tmp_path, monkeypatch, options, version, told):
     monkeypatch.setattr(hf_jobs, "code_version", lambda: {"commit": COMMIT, "modified": False} | version)
     study = load_study(STUDY, folder=tmp_path / "tiny")
     with pytest.raises(UserError, match=told):
         hf_jobs.submit(study, study.cells[:1], options, None)
-    assert hub.jobs == []
+    assert jobs_hub.jobs == []
 
 
-def test_a_report_is_published_as_a_static_space(hub):
+def test_a_report_is_published_as_a_static_space(jobs_hub):
     address = publish_space(
         "user/ranking", 'a "title"', {"report.html": "<p>page", "report.md": "# x", "report.json": "{}"}
     )
-    assert address == f"{hub.url}/spaces/user/ranking"
-    files = hub.files("user/ranking")
+    assert address == f"{jobs_hub.url}/spaces/user/ranking"
+    files = jobs_hub.files("user/ranking")
     assert files["index.html"] == b"<p>page"
     assert b'title: "a \\"title\\""\nsdk: static' in files["README.md"]
     assert set(files) == {"index.html", "report.md", "report.json", "README.md"}
-    hub.forbid = True
+    jobs_hub.forbid = True
     with pytest.raises(UserError, match="could not be published"):
         publish_space("user/other", "t", {"report.html": "", "report.md": ""})

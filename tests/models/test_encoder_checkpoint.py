@@ -214,7 +214,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 def test_pretrained_weights_come_from_timms_hub(monkeypatch):
     weights = {key: torch.randn_like(value) for key, value in vit_weights().items()}
-    monkeypatch.setattr(encoder_checkpoint, "load_state_dict_from_hf", {"timm/" + VIT: weights}.__getitem__)
+    published = {("timm/" + VIT, True): weights}
+    monkeypatch.setattr(
+        encoder_checkpoint, "load_state_dict_from_hf", lambda name, weights_only: published[name, weights_only]
+    )
     encoder = vit_encoder()
     assert load_encoder_weights(encoder) == ("timm/" + VIT, [])
     assert all(torch.equal(value, weights[key]) for key, value in encoder.backbone.state_dict().items())

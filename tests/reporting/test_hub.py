@@ -11,7 +11,7 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import torch
 import yaml
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN
 from interruption import Interruption, run
 from launching import parse, run_python
 from PIL import Image
@@ -23,35 +23,11 @@ from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel
-from benchmark.reporting import hub as hub_module
 from benchmark.reporting.hub import Pusher, model_folder, write_snapshot
 from benchmark.reporting.model_folder import load_model
 from benchmark.training.loop import train
 
 REPO = "me/shapes-tiny"
-
-
-@pytest.fixture
-def hub():
-    hub = Hub()
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def online(hub, monkeypatch, tmp_path):
-    """This process's huggingface_hub talks to `hub`, logged in, and is patient for milliseconds only."""
-    monkeypatch.setattr(hub_constants, "ENDPOINT", hub.url)
-    files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(
-        hub_module.time, "sleep", lambda seconds, sleep=hub_module.time.sleep: sleep(min(seconds, 0.01))
-    )
-    return hub
 
 
 def write(text):

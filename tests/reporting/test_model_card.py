@@ -57,6 +57,14 @@ def test_the_text_says_what_was_run_and_what_was_measured(results):
     assert "Training continues" not in text
 
 
+@pytest.mark.parametrize(("pretrained", "base"), [("true", "me/vit"), ("false", None)])
+def test_an_encoder_on_the_hub_is_linked(pretrained, base):
+    flags = ["--model.encoder", "hf-hub:me/vit@main", "--model.pretrained", pretrained]
+    card = ModelCard(model_card("me/my-model", recipe(*flags), None, step=1, head="linear"))
+    assert "[hf-hub:me/vit@main](https://huggingface.co/me/vit) with a linear head" in card.text
+    assert card.data.base_model == base
+
+
 def test_a_card_before_the_end_says_so():
     text = model_card("me/my-model", recipe("--train.steps", "7"), None, step=3, head="linear")
     assert "Training continues" in text and "3 of 7" in text and "panel.png" not in text
@@ -70,6 +78,7 @@ def test_a_card_before_the_end_says_so():
         (["--model.encoder", "vit_small_patch16_dinov3.lvd1689m"], "other", "are under dinov3-license"),
         (["--model.pretrained", "false"], None, "trained from random weights"),
         (["--model.checkpoint", "x.pt"], None, "ask their authors"),
+        (["--model.encoder", "hf-hub:me/vit@main"], None, "in [their repository](https://huggingface.co/me/vit)"),
     ],
 )
 def test_the_licence_is_that_of_the_encoders_weights(flags, license, sentence):

@@ -9,7 +9,7 @@ from benchmark.errors import as_sentence
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.model_folder import save_model
-from benchmark.training.init_from import start_from
+from benchmark.training.init_from import shared_classes, start_from
 from benchmark.training.loop import train
 
 
@@ -37,6 +37,29 @@ def test_encoder_and_rows_of_shared_classes_are_taken(tmp_path, head):
         assert torch.equal(ours[key][1], before[key][1])
         if head == "mask2former":
             assert torch.equal(ours[key][3], theirs[key][3])  # "no object"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shared"),
+    [
+        (["Sky", "tree"], ["road", "sky "], {0: 1}),
+        (["STRASSE"], ["straße"], {0: 0}),
+        (["sky", "Sky"], ["SKY", "sky"], {0: 1}),  # "Sky" could be either
+        (["sky"], ["Sky", "SKY"], {}),
+        (["sky", "Sky"], ["SKY"], {}),
+        (["a b"], ["ab"], {}),
+    ],
+)
+def test_names_are_compared_without_case_where_one_class_can_be_meant(ours, theirs, shared):
+    assert shared_classes(ours, theirs) == shared
+
+
+def test_rows_of_a_class_in_another_case_are_taken_and_said(tmp_path):
+    trained, model = build(["sky", "car"], seed=1), build(["tree", " Car"], seed=2)
+    save_model(tmp_path, trained.config, trained.state_dict())
+    assert start_from(model, str(tmp_path))[1].endswith("for  Car; new: tree")
+    rows = [each.head.state_dict()["classifier.weight"] for each in (model, trained)]
+    assert torch.equal(rows[0][1], rows[1][1]) and not torch.equal(rows[0][0], rows[1][0])
 
 
 def test_another_head_is_new_and_another_encoder_refused(tmp_path):
