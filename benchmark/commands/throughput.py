@@ -19,7 +19,7 @@ from data_scripts.tables import format_table
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark throughput", description=__doc__)
     parser.add_argument("part", choices=("data", "loss", "train"), help="what is measured")
-    parser.add_recipe(required=False)
+    parser.add_recipe(required=False, keys=("seed", "data.", "augment.", "model.", "optim.", "train."))
     parser.add_argument("--seconds", type=float, default=10.0, help="how long data is measured (%(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="how many steps train makes (%(default)s)")
     own, overrides = parser.parse_known_args(arguments)

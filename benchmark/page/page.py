@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": lambda value: _text(value, "{:.2f}", 100),
         "decimals": lambda value, digits=2: _text(value, f"{{:,.{digits}f}}"),
         "digits": lambda value: _text(value, "{:#.3g}").rstrip(".") if abs(value or 0) < 1000 else f"{value:,.0f}",
@@ -51,6 +51,7 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]
         "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
         "embedded": lambda address: address if str(address).startswith("data:image/") else None,
     }
+    environment.filters |= filters
     page = environment.get_template("page.html").render(
         report=report,
         settings=[setting | {"charts": _charts(setting, marks)} for setting in settings],
