@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.errors import ModelError
 from benchmark.models.image_processing import processor
-from benchmark.models.linear_head import cross_entropy_per_image
 from benchmark.models.modeling import SegmentationModel, parameter_counts, semantic_logits
+from benchmark.models.upsampled_cross_entropy import upsampled_cross_entropy
 from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
 
 
@@ -91,7 +91,7 @@ def test_cross_entropy_is_each_images_own_and_zero_without_labels():
         )
         for i in range(2)
     ]
-    loss = cross_entropy_per_image(logits, labels)
+    loss = upsampled_cross_entropy(logits, labels)
     torch.testing.assert_close(loss, torch.stack([*expected, torch.tensor(0.0)]))
 
 

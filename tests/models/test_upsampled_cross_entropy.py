@@ -1,0 +1,99 @@
+"""The linear head's loss beside torch's own upsampling and cross-entropy in double precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmark.models import upsampled_cross_entropy as module
+from benchmark.models.upsampled_cross_entropy import bands, bilinear_mix, upsampled_cross_entropy
+
+SHAPES = [
+    (2, 5, (4, 4), (32, 32)),
+    (3, 7, (3, 5), (31, 44)),
+    (1, 2, (1, 1), (9, 7)),
+    (2, 3, (6, 5), (6, 5)),
+    (1, 4, (9, 8), (5, 6)),
+]
+
+
+def oracle(logits, labels):
+    """Each image's loss, by torch's own functions in double precision."""
+    large = F.interpolate(logits.double(), labels.shape[-2:], mode="bilinear")
+    loss = F.cross_entropy(large, labels.long(), ignore_index=255, reduction="none").sum(dim=(1, 2))
+    return loss / (labels != 255).sum(dim=(1, 2)).clamp(min=1)
+
+
+def example(batch, classes, grid, size, spread=3.0, ignored=0.3):
+    generator = torch.Generator().manual_seed(batch * 100 + classes)
+    logits = spread * torch.randn(batch, classes, *grid, generator=generator)
+    labels = torch.randint(0, classes, (batch, *size), generator=generator).to(torch.uint8)
+    return logits, labels.masked_fill(torch.rand(batch, *size, generator=generator) < ignored, 255)
+
+
+def derivatives(function, logits, labels):
+    leaf = logits.clone().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()  # strides as a head's are
+    loss = function(leaf, labels)
+    weights = torch.arange(1, len(loss) + 1, device=loss.device)  # each image's own gradient, not only their sum
+    (loss * weights).sum().backward()
+    return loss.detach().double(), leaf.grad.double()
+
+
+@pytest.mark.parametrize("elements", [2, 40, 2**19])
+@pytest.mark.parametrize(("batch", "classes", "grid", "size"), SHAPES)
+def test_loss_and_gradient_are_torchs(batch, classes, grid, size, elements, monkeypatch):
+    monkeypatch.setattr(module, "CPU_ELEMENTS", elements)
+    logits, labels = example(batch, classes, grid, size)
+    loss, gradient = derivatives(upsampled_cross_entropy, logits, labels)
+    expected_loss, expected_gradient = derivatives(oracle, logits, labels)
+    assert (loss - expected_loss).abs().max() < 1e-6
+    assert (gradient - expected_gradient).abs().max() < 1e-6 * max(1.0, float(expected_gradient.abs().max()))
+
+
+def test_an_image_without_a_label_has_neither_loss_nor_gradient():
+    logits, labels = example(3, 5, (4, 4), (32, 32))
+    labels[1] = 255
+    loss, gradient = derivatives(upsampled_cross_entropy, logits, labels)
+    assert loss[1] == 0
+    assert not gradient[1].any()
+    assert gradient[0].any()
+
+
+@pytest.mark.parametrize("spread", [1e2, 1e4])
+def test_far_logits_stay_finite(spread):
+    logits, labels = example(1, 5, (4, 4), (32, 32), spread=spread)
+    loss, gradient = derivatives(upsampled_cross_entropy, logits, labels)
+    expected_loss, expected_gradient = derivatives(oracle, logits, labels)
+    assert torch.isfinite(gradient).all()
+    assert (loss / expected_loss - 1).abs().max() < 1e-5
+    assert (gradient - expected_gradient).abs().max() < 1e-3
+
+
+def test_bfloat16_logits_under_autocast_are_computed_in_fp32():
+    logits, labels = example(2, 5, (4, 4), (32, 32))
+    logits = logits.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradient = derivatives(upsampled_cross_entropy, logits, labels)
+    assert loss.dtype == torch.float64
+    assert (loss - oracle(logits, labels)).abs().max() < 1e-6
+    assert gradient.abs().max() > 0
+
+
+def test_without_gradients_the_loss_is_the_same():
+    logits, labels = example(2, 5, (4, 4), (32, 32))
+    with torch.no_grad():
+        alone = upsampled_cross_entropy(logits, labels)
+    assert torch.equal(alone, upsampled_cross_entropy(logits.requires_grad_(), labels).detach())
+
+
+@pytest.mark.parametrize(("tokens", "pixels", "most"), [(4, 32, 100), (4, 32, 3), (5, 31, 100), (7, 5, 2), (1, 6, 100)])
+def test_bands_cover_each_pixel_once_with_its_own_tokens(tokens, pixels, most):
+    mix = bilinear_mix(tokens, pixels)
+    covered = []
+    for start, end, first, second in bands(tokens, pixels, most):
+        assert 0 < end - start <= most
+        assert mix.first[start:end].eq(first).all() and mix.second[start:end].eq(second).all()
+        covered += range(start, end)
+    assert covered == list(range(pixels))
+    ramp = torch.arange(tokens, dtype=torch.float32)
+    expected = F.interpolate(ramp[None, None, :, None], (pixels, 1), mode="bilinear")[0, 0, :, 0]
+    torch.testing.assert_close(torch.lerp(ramp[mix.first], ramp[mix.second], mix.share), expected)
