@@ -7,10 +7,11 @@ are keyed by (seed, position in the sample stream): its loss does not depend on 
 All layers and masks of an image share its random points, where Mask2Former draws new ones for each: every mask's
 points are distributed alike, and what depends on the points alone is computed once.
 
-Memory: sampled logits are held for a few layers at once, at most three buffers of CHUNK_ELEMENTS floats, or of one
-layer where that is more (B * Q * num_points when matching, 3 * M * num_points in the mask losses, M being the classes
-of all images together). For the backward pass stay 4 * L * M * num_points floats. With the number of tokens grow only
-the mask logits: B * Q * tokens a layer, and those of matched queries, L * M * tokens.
+Memory: sampled logits are held for a few images and layers at once, at most three buffers of CHUNK_ELEMENTS floats (on
+a CPU fewer), or, where that is more, of one image's layer when matching (Q * num_points) and of one layer in the mask
+losses (3 * M * num_points, M being the classes of all images together). For the backward pass stay
+4 * L * M * num_points floats. With the number of tokens grow only the mask logits: B * Q * tokens a layer, and
+those of matched queries, L * M * tokens.
 """
 
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from .mask2former_points import PointLosses, draw_points, sample, sample_labels,
 from .windows import IGNORE_INDEX
 
 CHUNK_ELEMENTS = 2**26
+CPU_CHUNK_ELEMENTS = 2**21  # what a CPU's cache holds
 USUAL_CLASSES = 32  # Matching makes room for so many; where an image holds more it is done again, with a second copy.
 
 
@@ -151,15 +153,20 @@ def mask_costs(predictions: Mask2FormerPredictions, points: Tensor, targets: Ten
     _, embeddings, features = predictions
     num_layers, batch_size, num_queries, _ = embeddings.shape
     rows, tokens, columns = embeddings.transpose(0, 1).flatten(1, 2), features.flatten(2), targets.mT
-    sums = []
-    for layers in _chunks(num_layers, batch_size * num_queries * points.shape[1]):
-        maps = torch.bmm(rows[:, layers.start * num_queries : layers.stop * num_queries], tokens)
-        logits = sample(maps.unflatten(2, features.shape[2:]), points)  # (B, layers * Q, P)
-        softplus, products = softplus_sum(logits), torch.bmm(logits, columns)
-        probabilities = logits.sigmoid_()
-        sums.append((softplus, products, probabilities.sum(-1), torch.bmm(probabilities, columns)))
+    num_logits, device = num_queries * points.shape[1], points.device  # of one image in one layer
+    parts = []
+    for images in _chunks(batch_size, num_logits, device):
+        its_rows, its_tokens, its_points, its_columns = (each[images] for each in (rows, tokens, points, columns))
+        sums = []
+        for layers in _chunks(num_layers, (images.stop - images.start) * num_logits, device):
+            maps = torch.bmm(its_rows[:, layers.start * num_queries : layers.stop * num_queries], its_tokens)
+            logits = sample(maps.unflatten(2, features.shape[2:]), its_points)  # (b, layers * Q, P)
+            softplus, products = softplus_sum(logits), torch.bmm(logits, its_columns)
+            probabilities = logits.sigmoid_()
+            sums.append((softplus, products, probabilities.sum(-1), torch.bmm(probabilities, its_columns)))
+        parts.append([torch.cat(chunks, dim=1) for chunks in zip(*sums, strict=True)])
 
-    softplus, products, sizes, overlaps = (torch.cat(chunks, dim=1) for chunks in zip(*sums, strict=True))
+    softplus, products, sizes, overlaps = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
     cross_entropy = (softplus[..., None] - products) / points.shape[1]
     dice = 1 - (2 * overlaps + 1) / (sizes[..., None] + targets.sum(-1)[:, None] + 1)
     return tuple(costs.unflatten(1, (num_layers, num_queries)).transpose(0, 1) for costs in (cross_entropy, dice))
@@ -228,7 +235,7 @@ def mask_losses(
     points, targets = points[matching.images], targets[matching.images, matching.places]  # (M, S, 2), (M, S)
     mask_logits = matched_mask_logits(predictions, matching)  # (M, L, h, w)
     losses = []
-    for layers in _chunks(mask_logits.shape[1], len(points) * num_candidates):
+    for layers in _chunks(mask_logits.shape[1], len(points) * num_candidates, points.device):
         maps = mask_logits[:, layers]
         chosen = choose_points(maps.detach(), points, num_candidates, num_uncertain)  # (M, layers, P)
         shape = chosen.shape
@@ -273,7 +280,7 @@ def class_losses(class_logits: Tensor, matching: Matching, no_object_weight: flo
     return ((weights * losses).sum(-1) / weights.sum(-1)).sum(0)
 
 
-def _chunks(num_layers: int, elements: int) -> Iterator[slice]:
-    """Cut the layers, of `elements` sampled logits each, into runs of at most CHUNK_ELEMENTS, or of one layer."""
-    step = max(1, CHUNK_ELEMENTS // max(1, elements))
-    return (slice(start, min(start + step, num_layers)) for start in range(0, num_layers, step))
+def _chunks(count: int, elements: int, device: torch.device) -> Iterator[slice]:
+    """Cut layers or images, of `elements` sampled logits each, into runs of what the device has at once, or of one."""
+    step = max(1, (CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS) // max(1, elements))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
