@@ -15,11 +15,17 @@ from benchmark.recipe.parser import CommandParser, load_recipe
 from benchmark.recipe.schema import Recipe
 from data_scripts.tables import format_table
 
+KEYS = (  # how those begin that a part uses
+    *("seed", "data.", "augment.", "optim."),
+    *(f"model.{key}" for key in ("encoder", "head", "patch_size", "freeze_encoder", "image_", "mask2former.")),
+    *(f"train.{key}" for key in ("global_batch_size", "micro_batch_size", "precision", "compile", "deterministic")),
+)
+
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark throughput", description=__doc__)
     parser.add_argument("part", choices=("data", "loss", "train"), help="what is measured")
-    parser.add_recipe(required=False, keys=("seed", "data.", "augment.", "model.", "optim.", "train."))
+    parser.add_recipe(required=False, keys=KEYS)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long data is measured (%(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="how many steps train makes (%(default)s)")
     own, overrides = parser.parse_known_args(arguments)
