@@ -61,6 +61,14 @@ def test_it_is_the_model_that_timm_makes_of_the_repository(weights):
         assert torch.equal(encoder(images), oracle.forward_features(images)[:, oracle.num_prefix_tokens :])
 
 
+def test_the_window_of_a_sam_keeps_its_share_of_the_size_that_the_repository_names(online):
+    """14 tokens of 512 / 16, so 7 at half the size; timm's own sizes are 1024 / 16."""
+    arguments = {"depth": 2, "embed_dim": 64, "num_heads": 4, "global_attn_indexes": [1]}
+    size = {"input_size": [3, 512, 512], "fixed_input_size": True}
+    publish(online, {"architecture": "samvit_base_patch16", "model_args": arguments, "pretrained_cfg": size})
+    assert [block.window_size for block in Encoder(NAME, (256, 256), 16).blocks] == [7, 0]
+
+
 def test_it_trains_and_the_saved_model_never_asks_the_hub_for_it(online, weights, tiny, tmp_path, monkeypatch, capsys):
     flags = ["--model.encoder", NAME, "--model.pretrained", "true", "--train.steps", "2", "--model.freeze_encoder"]
     flags = [*tiny, *flags, "true", "--data.crop_size", "96", "--model.patch_size", "8"]
