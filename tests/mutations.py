@@ -338,10 +338,17 @@ MUTATIONS = [
         "tests/models/test_rgb_tensor.py",
     ),
     Mutation(
+        "a saved model asks the Hub for its encoder's configuration",
+        "benchmark/models/modeling.py",
+        "config.encoder_source = self.encoder.source",
+        "pass",
+        "tests/models/test_hub_encoder.py",
+    ),
+    Mutation(
         "rows of a class come from another place",
         "benchmark/training/init_from.py",
-        "shared = [(index, places[label])",
-        "shared = [(index, index)",
+        "shared = list(places.items())",
+        "shared = [(index, index) for index in places]",
         "tests/training/test_init_from.py",
     ),
     Mutation(

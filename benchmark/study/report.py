@@ -57,7 +57,7 @@ def build_report(
     return {
         "name": collection.name,
         "versions": _versions(groups, notes),
-        "thresholds": thresholds._asdict(),
+        "thresholds": {"tau": thresholds.tau, "regret": thresholds.regret},
         "draws": draws,
         "answer": [*_best(settings), *_stand_ins(settings, pairs, thresholds)],
         "notes": notes,

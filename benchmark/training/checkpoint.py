@@ -167,6 +167,9 @@ def _write_folder(target: Path, files: dict[str, bytes]) -> None:
 def _prune(folder: Path, newest: Path, keep: int) -> None:
     """Remove all but `newest` and the `keep` - 1 before it."""
     checkpoints = list_checkpoints(folder)
+    if newest not in checkpoints:  # somebody removed the run folder meanwhile
+        with writing(folder):
+            raise FileNotFoundError(str(folder))
     end = checkpoints.index(newest) + 1
     for path in checkpoints[end:] + checkpoints[: max(0, end - keep)]:
         shutil.rmtree(path)
