@@ -27,7 +27,8 @@ def inputs(monkeypatch):
     seen = {True: [], False: []}
 
     def forward(self, pixel_values, labels=None, positions=None, original=SegmentationModel.forward, **options):
-        seen[self.training].append({"pixel_values": pixel_values, "labels": labels, "positions": positions})
+        if pixel_values.device.type != "meta":  # where a pass is only counted
+            seen[self.training].append({"pixel_values": pixel_values, "labels": labels, "positions": positions})
         return original(self, pixel_values, labels, positions, **options)
 
     monkeypatch.setattr(SegmentationModel, "forward", forward)

@@ -33,6 +33,7 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "run"
     names = {"recipe.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "results.json", "confusion.npz"}
+    names |= {"samples"}
     assert {path.name for path in folder.iterdir()} == names | {".lock", "run.log"}
     results = json.loads((folder / "results.json").read_text())
     assert "mean IoU" in done.stdout and f"{100 * results['mean_iou']:.2f}" in done.stdout
