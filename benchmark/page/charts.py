@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, TypeGuard
 
 from benchmark.page.svg import (
+    DASH,
     LINE,
     Box,
     Scale,
@@ -63,7 +64,10 @@ def interval_chart(rows: Sequence[Row], marks: Marks) -> str:
             parts.append(_bar(index, [(x.at(100 * end), y) for end in row["interval"]], _said(row)))
         for run in row["runs"]:
             if known(run["mean_iou"]):
-                at, hover = x.at(100 * run["mean_iou"]), f"seed {run['seed']}: {100 * run['mean_iou']:.2f} %"
+                at, hover = (
+                    x.at(100 * run["mean_iou"]),
+                    f"seed {DASH if run['seed'] is None else run['seed']}: {100 * run['mean_iou']:.2f} %",
+                )
                 parts.append(element("path", title(hover), class_="run", d=path([(at, y - 8), (at, y + 8)])))
         parts.append(mark(index, x.at(100 * row["mean_iou"]), y, _said(row)))
         parts.append(words(right + 8, y, f"{100 * row['mean_iou']:.2f} {interval_text(row['interval'])}", class_="s"))

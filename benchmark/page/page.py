@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,9 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    filters: dict[str, Callable[..., Any]] = {
+    environment.filters |= {
         "percent": lambda value: _text(value, "{:.2f}", 100),
-        "decimals": lambda value, digits=2: _text(value, f"{{:,.{digits}f}}"),
+        "decimals": _decimals,
         "digits": lambda value: _text(value, "{:#.3g}").rstrip(".") if abs(value or 0) < 1000 else f"{value:,.0f}",
         "millions": lambda value: _text(value, "{:,.1f}", 1e-6),
         "gibibytes": lambda value: _text(value, "{:.2f}", 2**-30),
@@ -51,7 +51,6 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]
         "sha256": lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
         "embedded": lambda address: address if str(address).startswith("data:image/") else None,
     }
-    environment.filters |= filters
     page = environment.get_template("page.html").render(
         report=report,
         settings=[setting | {"charts": _charts(setting, marks)} for setting in settings],
@@ -85,3 +84,7 @@ def _symbol(index: int) -> str:
 
 def _text(value: float | None, form: str, factor: float = 1) -> str:
     return form.format(factor * value).replace("-", MINUS) if known(value) else DASH
+
+
+def _decimals(value: float | None, digits: int = 2) -> str:
+    return _text(value, f"{{:,.{digits}f}}")
