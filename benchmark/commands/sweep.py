@@ -43,87 +43,105 @@ def main(arguments: Sequence[str]) -> None:
         return
     if own.gpus_per_run and own.jobs > 1:
         raise UserError("--jobs is for CPUs and --gpus_per_run for GPUs: leave one out.")
-    missing = check(study)
+    missing, faults = check(study)
     if not own.no_prepare and own.launcher != "hf_jobs":
-        prepare(missing)
+        faults |= prepare(missing)
+        missing = [cell for cell in missing if cell not in faults]
+    tell_faults(faults, missing, note=own.launcher != "print")
     if own.launcher == "print":
         from benchmark.launchers.local import launch_options
 
         launch = launch_options(own.gpus_per_run) if own.gpus_per_run else []  # else the machine of the line decides
         print("\n".join(cell.line(launch) for cell in missing))
-        return
+        sys.exit(1 if faults else 0)
     study.write()
     if own.launcher == "local":
-        sys.exit(run_locally(study, missing, own))
+        sys.exit(run_locally(study, missing, own) or (1 if faults else 0))
     launcher = importlib.import_module(f"benchmark.launchers.{own.launcher}")
     launcher.submit(study, missing, options, own.gpus_per_run)
+    sys.exit(1 if faults else 0)
 
 
-def check(study: Study) -> list[Cell]:
-    """Check every run as `train.py --dry_run` does; return those that are not finished.
-
-    Raises:
-        UserError: each different fault, with the first run that has it.
-    """
+def check(study: Study) -> tuple[list[Cell], dict[Cell, str]]:
+    """Check every run as `train.py --dry_run` does: those that are to run, and what is wrong with those that cannot."""
     from benchmark.models.errors import ModelError
     from benchmark.recipe.identity import identity
     from benchmark.reporting.run_folder import RunFolder
     from benchmark.training.build import check_model
     from benchmark.training.memory import plan_without_trial
 
-    faults: dict[str, str] = {}
-    checked: set[str] = set()
+    faults: dict[Cell, str] = {}
+    checked: dict[str, str | None] = {}
     missing = []
     for cell in study.cells:
         recipe = cell.recipe
+        model = repr((recipe.model, recipe.data.train, recipe.data.crop, recipe.data.custom))
         try:
             if RunFolder(cell.folder, identity(recipe)).finished_results("auto"):
                 continue
-            missing.append(cell)
             plan_without_trial(recipe.train.global_batch_size, 1, recipe.train.micro_batch_size)
-            if (model := repr((recipe.model, recipe.data.train, recipe.data.crop, recipe.data.custom))) not in checked:
-                checked.add(model)
+            if model not in checked:
+                checked[model] = None
                 check_model(recipe)
-        except (UserError, ModelError) as error:
-            faults.setdefault(str(error), cell.name)
-    _raise_all(faults, f"in the {len(study.cells)} runs of {study.name}; nothing was started")
-    return missing
+        except ModelError as error:
+            checked[model] = str(error)
+        except UserError as error:
+            faults[cell] = str(error)
+            continue
+        if sentence := checked[model]:
+            faults[cell] = sentence
+        else:
+            missing.append(cell)
+    return missing, faults
 
 
-def prepare(cells: Sequence[Cell]) -> None:
-    """Build the datasets and fetch the weights that the runs need, once and before the first of them starts.
-
-    Raises:
-        UserError: each different fault, with the first run that has it.
-    """
+def prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
+    """Build the datasets and fetch the weights of all runs, once; what is wrong with those that cannot start."""
     from accelerate import PartialState
 
     from benchmark.models.errors import ModelError
     from benchmark.training.build import fetch_weights, prepare_datasets
     from data_scripts.errors import DatasetError
 
-    faults: dict[str, str] = {}
-    done: set[str] = set()
+    done: dict[str, str | None] = {}
+    faults: dict[Cell, str] = {}
     for cell in cells:
         recipe = cell.recipe
         for needed, get in (
             (repr(recipe.data), lambda recipe=recipe: prepare_datasets(recipe, PartialState())),
             (repr(recipe.model), lambda recipe=recipe: fetch_weights(recipe)),
         ):
-            if needed in done:
-                continue
-            done.add(needed)
-            try:
-                get()
-            except (UserError, ModelError, DatasetError) as error:
-                faults.setdefault(str(error), cell.name)
-    _raise_all(faults, "in data or weights; no run was started")
+            if needed not in done:
+                done[needed] = None
+                try:
+                    get()
+                except (UserError, ModelError, DatasetError) as error:
+                    done[needed] = str(error)
+            if sentence := done[needed]:
+                faults[cell] = sentence
+    return faults
 
 
-def _raise_all(faults: dict[str, str], where: str) -> None:
-    if faults:
-        told = [f"{name}: {fault}" for fault, name in faults.items()]
-        raise UserError("\n".join([f"{len(told)} fault(s) {where}; fix each:", *told]))
+def tell_faults(faults: dict[Cell, str], others: Sequence[Cell], note: bool) -> None:
+    """Say which runs cannot start, each reason once, and note it for the table and the report.
+
+    Raises:
+        UserError: there is no other run.
+    """
+    from benchmark.study.status import note_failure
+
+    told = []
+    for sentence in dict.fromkeys(faults.values()):
+        names = [cell.name for cell, fault in faults.items() if fault == sentence]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        told.append(f"{names[0]}{more}: {sentence}")
+    if faults and not others:
+        raise UserError("\n".join([f"No run can start; fix {len(told)} fault(s):", *told]))
+    for line in told:
+        print(f"error: {line}", file=sys.stderr)
+    for cell, sentence in faults.items():
+        if note:
+            note_failure(cell.folder, sentence)
 
 
 def run_locally(study: Study, missing: Sequence[Cell], own) -> int:

@@ -97,6 +97,7 @@ def log_file(folder: Path) -> Path:
 
 
 def note_failure(folder: Path, sentence: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(failure_file(folder), (sentence + "\n").encode())
 
 

@@ -9,6 +9,7 @@ STUDY = """
 encoders:
   good: [{model.encoder: test_vit}]
   bad: [{model.encoder: test_vit, model.checkpoint: wrong.safetensors}]
+  unknown: [{model.encoder: nonsense}]
 settings:
   one: [tiny.yaml]
 """
@@ -36,7 +37,8 @@ def test_a_sweep_with_a_failure_and_its_report(study, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "one/bad-seed0 failed: " in done.stdout
     assert "wrong.safetensors" in done.stdout
-    assert "2 runs: 1 finished, 1 failed" in done.stdout
+    assert "error: one/unknown-seed0: timm knows no encoder 'nonsense'" in done.stderr
+    assert "3 runs: 1 finished, 2 failed" in done.stdout
     results = json.loads((tmp_path / "runs" / "one" / "good-seed0" / "results.json").read_text())
     assert results["step"] == 2
     assert results["window_gflops"] > 0
@@ -46,9 +48,10 @@ def test_a_sweep_with_a_failure_and_its_report(study, tmp_path):
     report = json.loads((tmp_path / "runs" / "report.json").read_text())
     (setting,) = report["settings"]
     assert [row["mean_iou"] for row in setting["rows"]] == [results["mean_iou"]]
-    (missing,) = setting["missing"]
-    assert (missing["encoder"], missing["state"]) == ("bad", "failed")
-    assert "wrong.safetensors" in missing["sentence"]
+    told = {run["encoder"]: (run["state"], run["sentence"]) for run in setting["missing"]}
+    assert {encoder: state for encoder, (state, _) in told.items()} == {"bad": "failed", "unknown": "failed"}
+    assert "wrong.safetensors" in told["bad"][1]
+    assert "nonsense" in told["unknown"][1]
     page = (tmp_path / "runs" / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3
     assert "wrong.safetensors" in page
@@ -64,7 +67,7 @@ def test_faults_are_told_before_anything_starts(study, tmp_path):
 
 def test_lines_are_printed_and_options_of_other_launchers_refused(study):
     done = run_python("-m", "benchmark", *study, "--launcher", "print", "--no_prepare")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # one of three cannot run
     assert len(done.stdout.splitlines()) == 2
     assert all(line.startswith("accelerate launch --quiet train.py --recipe ") for line in done.stdout.splitlines())
     refused = run_python("-m", "benchmark", *study, "--slurm.partition", "gpu")
