@@ -1,6 +1,7 @@
 """What the tests share: a tiny recipe on the embedded dataset, and a Hub on the loopback."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Of nohup and of a shell's background jobs a process inherits that these are ignored, and would hand it on to the runs.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 TINY = """
 data: {train: shapes, val: [shapes], crop_size: 64, num_workers: 0}

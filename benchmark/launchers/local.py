@@ -96,7 +96,9 @@ class LocalSweep:
 
     def run(self, cells: Sequence[Cell]) -> bool:
         """Run the cells; whether a signal ended it early."""
-        previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        # A signal that is ignored stays ignored: nohup does that to SIGHUP.
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._receive) for number in handled}
         try:
             waiting = list(cells)
             while self.active or (waiting and not self.signals):

@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +54,15 @@ def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     return dataclasses.replace(recipe, output=dataclasses.replace(recipe.output, setting=setting, dir=folder))
 
 
-def _parse(flags: Sequence[Flag]) -> Recipe:
+@lru_cache
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(Recipe)
+    return parser
+
+
+def _parse(flags: Sequence[Flag]) -> Recipe:
+    parser = _parser()
 
     def parse(some: Sequence[Flag]) -> Any:
         return parser.parse_args([f"--{flag.key}={flag.value}" for flag in some])

@@ -100,7 +100,7 @@ def test_a_signal_ends_all_runs_as_preempted_and_the_next_sweep_resumes_them(tmp
     folder = tmp_path / "s" / "slow-seed0"
     wait_until(lambda: run_status(folder).steps == 10)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert starts(tmp_path) == ["s/slow-seed0"]
     assert run_status(folder).state == INTERRUPTED

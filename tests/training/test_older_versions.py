@@ -42,7 +42,7 @@ def make_old(folder) -> None:
         (folder / "model/config.json").write_text(json.dumps(config | {"num_points": num_points}))
 
 
-@pytest.mark.parametrize("head", ["linear", "mask2former"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("mask2former", marks=pytest.mark.slow)])
 def test_an_old_run_resumes_and_an_old_model_is_scored_the_same(tiny, tmp_path, capsys, head):
     flags = [*tiny, "--model.head", head, "--model.mask2former.num_points", "64", "--train.keep_checkpoints", "5"]
     results = train(parse(flags))
