@@ -23,8 +23,9 @@ def main(arguments: Sequence[str]) -> None:
     from benchmark.page.page import render_page
     from benchmark.page.samples import collect_samples
     from benchmark.reporting.run_folder import write_atomically, writing
+    from benchmark.study.answer import Thresholds
     from benchmark.study.collect import collect
-    from benchmark.study.report import Thresholds, build_report
+    from benchmark.study.report import build_report
     from benchmark.study.tables import latex, markdown, run_rows
 
     collection = collect(own.folders)

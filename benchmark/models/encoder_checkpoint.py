@@ -16,9 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from .encoder import Encoder
+from .encoder import Encoder, hub_error, hub_repository
 from .errors import ModelError
-from .hub_encoder import hub_error, hub_repository
 
 FIRST_BLOCK = "blocks.0.norm1.weight"  # every transformer in timm's layout has it
 

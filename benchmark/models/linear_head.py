@@ -1,12 +1,22 @@
-"""The linear head: one linear layer on the encoder's tokens."""
+"""The linear head: one linear layer on the encoder's tokens, and its loss.
+
+The loss is the cross-entropy of logits that are upsampled bilinearly, without ever holding them at full size. Between
+two rows of tokens every pixel's logits are a mix of the same two rows, so that a band of pixel rows is made, turned
+into its loss and its gradient, and forgotten. The gradient of the upsampling is the two mixes, transposed.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from .upsampled_cross_entropy import upsampled_cross_entropy
+from .windows import IGNORE_INDEX
+
+# Logits of a band that are made at once: what a CPU's cache holds, and what keeps a GPU busy.
+CPU_ELEMENTS, GPU_ELEMENTS = 2**19, 2**26
 
 
 class LinearHead(nn.Module):
@@ -42,3 +52,116 @@ class LinearHead(nn.Module):
     def semantic_logits(outputs, size: Sequence[int]) -> Tensor:
         """Class logits (B, C, *size), fp32: upsampled bilinearly."""
         return F.interpolate(outputs["logits"].float().contiguous(), tuple(size), mode="bilinear")
+
+
+def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Each image's cross-entropy, averaged over its labelled pixels, of bilinearly upsampled logits.
+
+    The same as F.cross_entropy(F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear"), ...) within rounding,
+    and so are its gradients; a second derivative is not defined.
+
+    Args:
+        logits: (B, C, h, w), of any float type; computed in fp32.
+        labels: (B, H, W) integers, IGNORE_INDEX where there is no label.
+
+    Returns:
+        (B,) fp32; 0 for an image without a labelled pixel.
+    """
+    return _UpsampledCrossEntropy.apply(logits.float(), labels)
+
+
+class Mix(NamedTuple):
+    """For each pixel along one axis the two tokens that it lies between, and the share of the second: (n,) each."""
+
+    first: Tensor
+    second: Tensor
+    share: Tensor
+
+
+def bilinear_mix(tokens: int, pixels: int, device: torch.device | str = "cpu") -> Mix:
+    """The mix of F.interpolate(mode="bilinear", align_corners=False) along an axis."""
+    centers = torch.arange(pixels, dtype=torch.float32, device=device) + 0.5
+    place = (centers * (tokens / pixels) - 0.5).clamp(min=0)
+    first = place.long().clamp(max=tokens - 1)
+    return Mix(first, (first + 1).clamp(max=tokens - 1), place - first)
+
+
+def bands(tokens: int, pixels: int, most: int) -> list[tuple[int, int, int, int]]:
+    """Runs of at most `most` pixels between the same two tokens: (first pixel, end, first token, second token)."""
+    mix = bilinear_mix(tokens, pixels)
+    pairs = list(zip(mix.first.tolist(), mix.second.tolist(), strict=True))
+    found, start = [], 0
+    for pixel in range(1, pixels + 1):
+        if pixel == pixels or pairs[pixel] != pairs[start] or pixel - start == most:
+            found.append((start, pixel, *pairs[start]))
+            start = pixel
+    return found
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """Computes the gradient with the loss, because both need the same probabilities."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
+        gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = _loss_and_gradient(logits, labels, gradient)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[:, None, None, None], None
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
+    """Each image's loss (B,); its gradient, (B, C, h, w), is written to `gradient`."""
+    batch, classes, height, width = logits.shape
+    columns = torch.zeros(width, labels.shape[2], device=logits.device)
+    across = bilinear_mix(width, labels.shape[2], logits.device)
+    pixels = torch.arange(labels.shape[2], device=logits.device)
+    columns[across.first, pixels] += 1 - across.share
+    columns[across.second, pixels] += across.share  # at the border both are one token
+
+    down = bilinear_mix(height, labels.shape[1], logits.device)
+    limit = CPU_ELEMENTS if logits.device.type == "cpu" else GPU_ELEMENTS
+    row = classes * labels.shape[2]
+    images = max(1, min(batch, limit // (row * -(-labels.shape[1] // height))))
+    losses = torch.zeros(batch, device=logits.device)
+    labelled = (labels != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)
+    for start in range(0, batch, images):
+        some = slice(start, start + images)
+        wide = logits[some] @ columns  # (b, C, h, W)
+        wide_gradient = torch.zeros_like(wide) if gradient is not None else None
+        for top, end, first, second in bands(height, labels.shape[1], max(1, limit // (row * images))):
+            share = down.share[top:end]
+            band = torch.lerp(wide[:, :, first, None], wide[:, :, second, None], share[:, None])  # (b, C, rows, W)
+            losses[some] += _band(band, labels[some, top:end], labelled[some])
+            if wide_gradient is not None:
+                mixes = torch.stack([1 - share, share]) @ band  # (b, C, 2, W)
+                wide_gradient[:, :, first] += mixes[:, :, 0]
+                wide_gradient[:, :, second] += mixes[:, :, 1]
+        if gradient is not None and wide_gradient is not None:
+            gradient[some] = wide_gradient @ columns.T
+    return losses / labelled
+
+
+def _band(band: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
+    """Each image's sum of cross-entropies in a band (b,); `band`, (b, C, rows, W), becomes the mean's gradient.
+
+    Args:
+        labels: (b, rows, W).
+        labelled: (b,), pixels of the whole image.
+    """
+    counts = labels != IGNORE_INDEX
+    target = torch.where(counts, labels, 0).long()[:, None]
+    band -= band.amax(dim=1, keepdim=True)
+    chosen = band.gather(1, target)
+    total = band.exp_().sum(dim=1, keepdim=True)
+    loss = ((total.log() - chosen)[:, 0] * counts).sum(dim=(1, 2))
+    scale = counts[:, None] / labelled[:, None, None, None]  # an ignored pixel has no gradient
+    band *= scale / total
+    band.scatter_(1, target, band.gather(1, target) - scale)
+    return loss

@@ -1,11 +1,12 @@
 """A study's numbers: from runs to what report.json holds and every table and picture shows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from benchmark.study import statistics
+from benchmark.study.answer import Thresholds, answer
 from benchmark.study.bootstrap import (
     DRAWS,
     Run,
@@ -17,14 +18,6 @@ from benchmark.study.bootstrap import (
     setting_scores,
 )
 from benchmark.study.collect import RARE, Collection, Group, Trained, learning_curve
-
-
-class Thresholds(NamedTuple):
-    """When a cheap setting may stand for a dear one: tau's interval lies above `tau`, the regret's bound is below
-    `regret`, in 0..1 of mIoU."""
-
-    tau: float = 0.5
-    regret: float = 0.01
 
 
 def build_report(
@@ -59,7 +52,7 @@ def build_report(
         "versions": _versions(groups, notes),
         "thresholds": {"tau": thresholds.tau, "regret": thresholds.regret},
         "draws": draws,
-        "answer": [*_best(settings), *_stand_ins(settings, pairs, thresholds)],
+        "answer": answer(settings, pairs, thresholds),
         "notes": notes,
         "settings": settings,
         "pairs": pairs,
@@ -291,61 +284,6 @@ def _versions(groups: Sequence[Group], notes: list[str]) -> dict[str, Any]:
         if len(values) > 1:
             notes.append(f"The runs were made by {len(values)} versions of this package ({name}).")
     return found
-
-
-def _best(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """For each setting, which encoders may be its best one."""
-    told = []
-    for setting in settings:
-        rows = setting["rows"]
-        if len(rows) < 2:
-            continue
-        first, candidates = rows[0], [row["encoder"] for row in rows if row["rank_set"][0] == 1]
-        score = f"{100 * first['mean_iou']:.2f} %"
-        if len(candidates) == 1:
-            told.append(f"{setting['setting']}: {first['encoder']} is the best ({score}), beyond noise.")
-        else:
-            others = ", ".join(name for name in candidates if name != first["encoder"])
-            told.append(
-                f"{setting['setting']}: {first['encoder']} scores highest ({score}), and is the best with probability "
-                f"{first['best_probability']:.2f}; {others} may be as good."
-            )
-    return told
-
-
-def _stand_ins(
-    settings: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], thresholds: Thresholds
-) -> list[str]:
-    """For each setting that has cheaper ones: the cheapest that may stand for it, or that the data show none."""
-    told = []
-    for name in [setting["setting"] for setting in settings]:
-        cheaper = sorted(
-            (pair for pair in pairs if pair["b"] == name and pair["cost_ratio"] is not None),
-            key=lambda pair: pair["cost_ratio"],
-        )
-        known = [pair for pair in cheaper if pair["tau_interval"] is not None]
-        good = [p for p in known if p["tau_interval"][0] > thresholds.tau and p["regret_bound"] < thresholds.regret]
-        limits = f"tau above {thresholds.tau:g}, regret below {100 * thresholds.regret:g} points"
-        if good:
-            told.append(f"To choose for {name}, {_describe_pair(good[0])} is the cheapest that will do ({limits}).")
-        elif known:
-            closest = max(known, key=lambda pair: pair["tau_interval"][0])
-            told.append(
-                f"To choose for {name}, no cheaper setting is shown to do ({limits}); the closest is "
-                f"{_describe_pair(closest)}. More seeds, images or encoders would narrow that."
-            )
-        elif cheaper:
-            told.append(f"For {name} the data cannot say whether a cheaper setting will do: it takes three encoders.")
-    return told
-
-
-def _describe_pair(pair: Mapping[str, Any]) -> str:
-    low, high = pair["tau_interval"]
-    return (
-        f"{pair['a']} (at {pair['cost_ratio']:.2f} of its GPU-hours; tau {pair['tau']:.2f}, interval {low:.2f} to "
-        f"{high:.2f}; its choice, {pair['choice']}, loses {100 * pair['regret']:.2f} points, at most "
-        f"{100 * pair['regret_bound']:.2f})"
-    )
 
 
 def _floats(values: np.ndarray) -> list[float]:

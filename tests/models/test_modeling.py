@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.errors import ModelError
 from benchmark.models.image_processing import processor
+from benchmark.models.linear_head import upsampled_cross_entropy
 from benchmark.models.modeling import SegmentationModel, parameter_counts, semantic_logits
-from benchmark.models.upsampled_cross_entropy import upsampled_cross_entropy
 from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmark.models import upsampled_cross_entropy as module
-from benchmark.models.upsampled_cross_entropy import bands, bilinear_mix, upsampled_cross_entropy
+from benchmark.models import linear_head as module
+from benchmark.models.linear_head import bands, bilinear_mix, upsampled_cross_entropy
 
 SHAPES = [
     (2, 5, (4, 4), (32, 32)),

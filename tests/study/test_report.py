@@ -10,8 +10,9 @@ from launching import ROOT, run_python
 from synthetic_runs import write_run
 
 from benchmark.errors import UserError
+from benchmark.study.answer import Thresholds
 from benchmark.study.collect import collect
-from benchmark.study.report import Thresholds, build_report
+from benchmark.study.report import build_report
 from benchmark.study.study import load_study
 from benchmark.study.tables import latex, markdown, run_rows
 
