@@ -12,10 +12,11 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmark.errors import UserError
+from benchmark.errors import UserError, as_sentence
 from benchmark.recipe.parser import CommandParser
 from benchmark.study.study import Cell, Study, load_study
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if own.gpus_per_run and own.jobs > 1:
         raise UserError("--jobs is for CPUs and --gpus_per_run for GPUs: leave one out.")
-    missing, faults = check(study)
+    missing, faults = check(study, own.gpus_per_run or 1)
     if not own.no_prepare and own.launcher != "hf_jobs":
         faults |= prepare(missing)
         missing = [cell for cell in missing if cell not in faults]
@@ -62,9 +63,12 @@ def main(arguments: Sequence[str]) -> None:
     sys.exit(1 if faults else 0)
 
 
-def check(study: Study) -> tuple[list[Cell], dict[Cell, str]]:
-    """Check every run as `train.py --dry_run` does: those that are to run, and what is wrong with those that cannot."""
-    from benchmark.models.errors import ModelError
+def check(study: Study, processes: int) -> tuple[list[Cell], dict[Cell, str]]:
+    """Check every run as `train.py --dry_run` does: those that are to run, and what is wrong with those that cannot.
+
+    Args:
+        processes: of each run, over which its steps are split.
+    """
     from benchmark.recipe.identity import identity
     from benchmark.reporting.run_folder import RunFolder
     from benchmark.training.build import check_model
@@ -75,19 +79,16 @@ def check(study: Study) -> tuple[list[Cell], dict[Cell, str]]:
     missing = []
     for cell in study.cells:
         recipe = cell.recipe
-        model = repr((recipe.model, recipe.data.train, recipe.data.crop, recipe.data.custom))
+        train, model = recipe.train, repr((recipe.model, recipe.data))
         try:
             if RunFolder(cell.folder, identity(recipe)).finished_results("auto"):
                 continue
-            plan_without_trial(recipe.train.global_batch_size, 1, recipe.train.micro_batch_size)
-            if model not in checked:
-                checked[model] = None
-                check_model(recipe)
-        except ModelError as error:
-            checked[model] = str(error)
+            plan_without_trial(train.global_batch_size, processes, train.micro_batch_size)
         except UserError as error:
             faults[cell] = str(error)
             continue
+        if model not in checked:
+            checked[model] = _fault(check_model, recipe)
         if sentence := checked[model]:
             faults[cell] = sentence
         else:
@@ -99,27 +100,32 @@ def prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
     """Build the datasets and fetch the weights of all runs, once; what is wrong with those that cannot start."""
     from accelerate import PartialState
 
-    from benchmark.models.errors import ModelError
     from benchmark.training.build import fetch_weights, prepare_datasets
-    from data_scripts.errors import DatasetError
 
     done: dict[str, str | None] = {}
     faults: dict[Cell, str] = {}
     for cell in cells:
         recipe = cell.recipe
-        for needed, get in (
-            (repr(recipe.data), lambda recipe=recipe: prepare_datasets(recipe, PartialState())),
-            (repr(recipe.model), lambda recipe=recipe: fetch_weights(recipe)),
+        for needed, get, arguments in (
+            (repr(recipe.data), prepare_datasets, (recipe, PartialState())),
+            (repr(recipe.model), fetch_weights, (recipe,)),
         ):
             if needed not in done:
-                done[needed] = None
-                try:
-                    get()
-                except (UserError, ModelError, DatasetError) as error:
-                    done[needed] = str(error)
+                done[needed] = _fault(get, *arguments)
             if sentence := done[needed]:
                 faults[cell] = sentence
     return faults
+
+
+def _fault(function: Callable[..., Any], *arguments: Any) -> str | None:
+    """What a user can fix in what `function` is called with; None where it works."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        if (sentence := as_sentence(error)) is None:
+            raise
+        return sentence
+    return None
 
 
 def tell_faults(faults: dict[Cell, str], others: Sequence[Cell], note: bool) -> None:

@@ -3,6 +3,7 @@
 What a job leaves is what it pushes; the next sweep fetches finished results from there.
 """
 
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -10,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from huggingface_hub import HfApi, get_token, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from benchmark.errors import UserError
 from benchmark.launchers.local import launch_options
@@ -59,6 +61,8 @@ def submit(study: Study, cells: Sequence[Cell], options: Mapping[str, str], gpus
             f"The Hub refuses (status {error.response.status_code}): check that your token may start jobs and write to "
             "the namespace, and that the flavor exists."
         ) from None
+    except (httpx2.HTTPError, LocalEntryNotFoundError):
+        raise UserError("The Hub cannot be reached: check the network (and HF_HUB_OFFLINE), and try again.") from None
     fetched = len(cells) - len(waiting)
     print(f"{fetched} run(s) fetched, {len(waiting) - len(new)} in the queue, {len(new)} started.")
 
@@ -76,7 +80,7 @@ def job_script(cell: Cell, source: str, commit: str, repository: str, flavor: st
     pushed = Cell(cell.setting, cell.encoder, cell.seed, cell.files, (*cell.flags, *push), cell.folder)
     line = pushed.line(launch_options(0 if flavor.startswith("cpu") else gpus_per_run or 1))
     steps = [
-        f"git clone --quiet {source} code",
+        f"git clone --quiet {shlex.quote(source)} code",
         "cd code",
         f"git checkout --quiet {commit}",
         "pip install --quiet -e .",

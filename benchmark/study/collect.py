@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from benchmark.recipe.parser import load_recipe
 from benchmark.recipe.schema import KEYS
 from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results
 from benchmark.study.bootstrap import intersection_and_union, mean_ratio
-from benchmark.study.status import FINISHED, run_status
+from benchmark.study.status import FAILED, FINISHED, Status, run_status
 from benchmark.study.study import STUDY
 
 SEEDED = re.compile(r"(.+)-seed\d+")  # a run folder's name
@@ -117,8 +117,7 @@ def collect(folders: Sequence[Path]) -> Collection:
         if not folder.is_dir():
             raise UserError(f"There is no folder {folder}: name a study's folder or a run's.")
     notes: list[str] = []
-    missing = [run for folder in folders for run in _missing(folder)]
-    broken: set[Path] = set()
+    broken: dict[Path, str] = {}
     runs: list[Trained] = []
     for folder in folders:
         for path in _run_folders(folder):
@@ -126,12 +125,12 @@ def collect(folders: Sequence[Path]) -> Collection:
                 runs.append(read_run(path, path.relative_to(folder).as_posix() if path != folder else path.name))
             except UserError as error:
                 notes.append(f"A run was left out. {error}")
-                broken.add(path)
+                broken[path] = str(error)
     if not runs:
         told = f" {notes[0]}" if notes else ""
         raise UserError(f"No finished run is below {', '.join(map(str, folders))}: train some first.{told}")
     groups = _group(_without_duplicates(runs, notes), notes)
-    for run in missing:
+    for run in (run for folder in folders for run in _missing(folder, broken)):
         group = next((group for group in groups if group.setting == run.setting), None)
         if group is None:
             groups.append(group := Group(run.setting))
@@ -225,14 +224,11 @@ def _study(folder: Path) -> dict[str, Any]:
         return {"name": "", "cells": []}
 
 
-def _missing(folder: Path) -> Iterator[Missing]:
+def _missing(folder: Path, broken: Mapping[Path, str]) -> Iterator[Missing]:
+    """The runs of a study that are not finished, and those whose results cannot be read."""
     for cell in _study(folder)["cells"]:
         run = folder / cell["setting"] / f"{cell['encoder']}-seed{cell['seed']}"
-        try:
-            status = run_status(run)
-        except UserError as error:
-            yield Missing(cell["setting"], cell["encoder"], cell["seed"], "failed", str(error))
-            continue
+        status = Status(FAILED, sentence=broken[run]) if run in broken else run_status(run)
         if status.state != FINISHED:
             yield Missing(cell["setting"], cell["encoder"], cell["seed"], status.state, status.sentence)
 

@@ -5,6 +5,9 @@ import json
 import pytest
 from launching import run_python
 
+from benchmark.commands.sweep import check
+from benchmark.study.study import load_study
+
 STUDY = """
 encoders:
   good: [{model.encoder: test_vit}]
@@ -73,3 +76,22 @@ def test_lines_are_printed_and_options_of_other_launchers_refused(study):
     refused = run_python("-m", "benchmark", *study, "--slurm.partition", "gpu")
     assert refused.returncode == 2
     assert "--slurm.partition is for --launcher slurm" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes", "told"),
+    [
+        (["--data.train", "folder"], 1, "data.custom.classes"),
+        ([], 3, "global_batch_size 4 does not divide by 3"),
+        ([], 2, None),
+    ],
+)
+def test_each_run_of_a_fault_that_several_share_is_kept_back(study, tmp_path, flags, processes, told):
+    (tmp_path / "two.yaml").write_text(
+        "encoders: {a: [{model.encoder: test_vit}]}\nsettings: {one: [tiny.yaml]}\nseeds: [0, 1]\n"
+    )
+    cells = load_study(tmp_path / "two.yaml", flags, tmp_path / "runs")
+    missing, faults = check(cells, processes)
+    assert len(faults) == (2 if told else 0)
+    assert len(missing) == 2 - len(faults)
+    assert all(told in fault for fault in faults.values())

@@ -111,8 +111,10 @@ def test_missing_interrupted_and_broken_runs_are_told_and_never_count(tmp_path):
     write_run(study.cells[1].folder, [QUICK], ["--model.encoder", "b", "--output.setting", "x"], 0.7)
     other = (study.cells[0].folder / "confusion.npz").read_bytes()
     (study.cells[1].folder / "confusion.npz").write_bytes(other)
-    notes = build_report(collect([study.folder]), draws=200)["notes"]
-    assert any("do not belong together" in note for note in notes)
+    report = build_report(collect([study.folder]), draws=200)
+    assert any("do not belong together" in note for note in report["notes"])
+    (missing,) = report["settings"][0]["missing"]
+    assert (missing["encoder"], missing["state"]) == ("b", "failed")
 
 
 def test_one_seed_borrows_the_noise_of_another_setting_and_says_so(tmp_path):
