@@ -10,6 +10,7 @@ Every option of sbatch has a flag, such as --slurm.partition NAME and --slurm.ti
 
 import importlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -205,7 +206,7 @@ class LiveTable:
 
         if time.monotonic() - self.drawn_at < REDRAW:
             return
-        width, height = os.get_terminal_size()
+        width, height = shutil.get_terminal_size()
         text = status_table(study_status(self.cells), most=height - 6)
         lines = [line[: width - 1] for line in text.splitlines()]
         self.clear()
