@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from benchmark.models.modeling import SegmentationModel, semantic_logits
-from benchmark.models.windows import normalize, split_windows
+from benchmark.models import modeling
+from benchmark.models.windows import WindowLogits, normalize, split_windows
 
 Key = TypeVar("Key")
 
@@ -22,14 +22,14 @@ class Pending(NamedTuple):
 
 @torch.no_grad()
 def window_logits(
-    model: SegmentationModel,
+    model: modeling.SegmentationModel,
     images: Iterable[tuple[Key, Tensor]],
     *,
     batch_size: int,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager],
     any_process: Callable[[bool], bool] | None = None,
-) -> Iterator[tuple[Key, Tensor]]:
+) -> Iterator[tuple[Key, WindowLogits]]:
     """Run the windows of many images through the model in batches of one fixed size.
 
     The last batch is padded with zeros: with every batch of the same shape, an image's logits do not depend on which
@@ -45,13 +45,13 @@ def window_logits(
             sharded models need. It may end the loop by an exception.
 
     Yields:
-        Each key, in order, with the logits (n, C, crop height, crop width), fp32, of its n windows.
+        Each key, in order, with the logits of its windows. They hold the model's outputs, at token resolution.
     """
     config, images = model.config, iter(images)
     crop = tuple(config.crop_size)
     pending: list[Pending] = []
     windows: list[Tensor] = []  # of pending images, not forwarded yet
-    logits: list[Tensor] = []  # of pending images
+    outputs: list[dict[str, Tensor]] = []  # of pending images' windows
     while True:
         while len(windows) < batch_size and (image := next(images, None)):
             key, pixels = image
@@ -68,10 +68,11 @@ def window_logits(
         padding = torch.zeros(batch_size - len(batch), 3, *crop, dtype=torch.uint8)
         pixels = torch.cat([*(window[None] for window in batch), padding]).to(device, non_blocking=True)
         with autocast():
-            outputs = model(pixel_values=normalize(pixels, config.image_mean, config.image_std))
-        logits.extend(semantic_logits(outputs, crop)[: len(batch)])
+            found = model(pixel_values=normalize(pixels, config.image_mean, config.image_std))
+        tensors = {name: output for name, output in found.items() if isinstance(output, Tensor)}
+        outputs.extend({name: output[i] for name, output in tensors.items()} for i in range(len(batch)))
 
-        while pending and pending[0].num_windows <= len(logits):
+        while pending and pending[0].num_windows <= len(outputs):
             key, count = pending.pop(0)
-            yield key, torch.stack(logits[:count])
-            del logits[:count]
+            own, outputs = outputs[:count], outputs[count:]
+            yield key, modeling.window_logits({name: torch.stack([o[name] for o in own]) for name in own[0]}, crop)

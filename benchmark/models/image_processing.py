@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration import SegmentationConfig
-from .modeling import semantic_logits
+from .modeling import window_logits
 from .windows import cover_size, label_map, normalize, resize_to_cover, rgb_tensor, split_windows, window_origins
 
 
@@ -48,14 +48,17 @@ class SegmentationImageProcessor(BaseImageProcessor):
 
     def post_process_semantic_segmentation(self, outputs, target_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Label maps, int64 (H, W) each, from the model's outputs on the windows of images of `target_sizes` (H, W)."""
-        logits = semantic_logits(outputs, self.crop_size)
+        outputs = {name: output for name, output in outputs.items() if isinstance(output, Tensor) and output.ndim > 0}
+        total = len(next(iter(outputs.values())))
         counts = [len(window_origins(cover_size(size, self.crop_size), self.crop_size)) for size in target_sizes]
-        if sum(counts) != len(logits):
-            raise ValueError(
-                f"images of {target_sizes} have {sum(counts)} windows, but the outputs are of {len(logits)}."
-            )
-        parts = zip(logits.split(counts), target_sizes, strict=True)
-        return [label_map(windows, tuple(size)).long() for windows, size in parts]
+        if sum(counts) != total:
+            raise ValueError(f"images of {target_sizes} have {sum(counts)} windows, but the outputs are of {total}.")
+        maps, start = [], 0
+        for count, size in zip(counts, target_sizes, strict=True):
+            windows = {name: output[start : start + count] for name, output in outputs.items()}
+            maps.append(label_map(window_logits(windows, self.crop_size), tuple(size)).long())
+            start += count
+        return maps
 
 
 def processor(config: SegmentationConfig) -> SegmentationImageProcessor:

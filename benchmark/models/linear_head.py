@@ -6,13 +6,12 @@ into its loss and its gradient, and forgotten. The gradient of the upsampling is
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from .upsampling import bands, bilinear_mix, upsample
 from .windows import IGNORE_INDEX
 
 # Logits of a band that are made at once: what a CPU's cache holds, and what keeps a GPU busy.
@@ -49,9 +48,9 @@ class LinearHead(nn.Module):
         return SemanticSegmenterOutput(loss=loss, logits=logits)
 
     @staticmethod
-    def semantic_logits(outputs, size: Sequence[int]) -> Tensor:
-        """Class logits (B, C, *size), fp32: upsampled bilinearly."""
-        return F.interpolate(outputs["logits"].float().contiguous(), tuple(size), mode="bilinear")
+    def semantic_logits(outputs, size: Sequence[int], rows: slice | None = None) -> Tensor:
+        """Class logits (B, C, *size), fp32: upsampled bilinearly; with `rows` only those rows, without gradient."""
+        return upsample(outputs["logits"], size, rows)
 
 
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -68,34 +67,6 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         (B,) fp32; 0 for an image without a labelled pixel.
     """
     return _UpsampledCrossEntropy.apply(logits.float(), labels)
-
-
-class Mix(NamedTuple):
-    """For each pixel along one axis the two tokens that it lies between, and the share of the second: (n,) each."""
-
-    first: Tensor
-    second: Tensor
-    share: Tensor
-
-
-def bilinear_mix(tokens: int, pixels: int, device: torch.device | str = "cpu") -> Mix:
-    """The mix of F.interpolate(mode="bilinear", align_corners=False) along an axis."""
-    centers = torch.arange(pixels, dtype=torch.float32, device=device) + 0.5
-    place = (centers * (tokens / pixels) - 0.5).clamp(min=0)
-    first = place.long().clamp(max=tokens - 1)
-    return Mix(first, (first + 1).clamp(max=tokens - 1), place - first)
-
-
-def bands(tokens: int, pixels: int, most: int) -> list[tuple[int, int, int, int]]:
-    """Runs of at most `most` pixels between the same two tokens: (first pixel, end, first token, second token)."""
-    mix = bilinear_mix(tokens, pixels)
-    pairs = list(zip(mix.first.tolist(), mix.second.tolist(), strict=True))
-    found, start = [], 0
-    for pixel in range(1, pixels + 1):
-        if pixel == pixels or pairs[pixel] != pairs[start] or pixel - start == most:
-            found.append((start, pixel, *pairs[start]))
-            start = pixel
-    return found
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):

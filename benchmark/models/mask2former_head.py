@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
 from .mask2former_loss import Mask2FormerPredictions, mask2former_loss
+from .upsampling import upsample
 
 
 @dataclass
@@ -109,10 +110,11 @@ class Mask2FormerHead(nn.Module):
         )
 
     @staticmethod
-    def semantic_logits(outputs, size: Sequence[int]) -> Tensor:
-        """Class logits (B, C, *size), fp32, window by window, because all queries' masks of a window take memory."""
-        windows = zip(outputs["class_queries_logits"].split(1), outputs["masks_queries_logits"].split(1), strict=True)
-        return torch.cat([semantic_logits(classes, masks, tuple(size)) for classes, masks in windows])
+    def semantic_logits(outputs, size: Sequence[int], rows: slice | None = None) -> Tensor:
+        """Class logits (B, C, *size), fp32; with `rows` only those rows, without gradient."""
+        # Image by image, because all queries' masks of an image take memory.
+        images = zip(outputs["class_queries_logits"].split(1), outputs["masks_queries_logits"].split(1), strict=True)
+        return torch.cat([semantic_logits(classes, masks, tuple(size), rows) for classes, masks in images])
 
 
 class Mask2FormerBlock(nn.Module):
@@ -200,17 +202,20 @@ def sine_positions(grid_size: tuple[int, int], hidden_size: int, device: torch.d
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def semantic_logits(class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+def semantic_logits(
+    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], rows: slice | None = None
+) -> Tensor:
     """Fold queries into logits per class: sum over queries of mask probability x class probability, in fp32.
 
     Args:
         class_logits: (B, Q, num_labels + 1); the last class, "no object", is dropped after the softmax.
         mask_logits: (B, Q, h, w); upsampled bilinearly to `size` before the sigmoid.
         size: (height, width).
+        rows: the rows of the result to make, without gradient; None: all of them.
 
     Returns: (B, num_labels, *size), fp32, in [0, Q].
     """
     with torch.autocast(class_logits.device.type, enabled=False):
         classes = class_logits.float().softmax(-1)[..., :-1]
-        masks = F.interpolate(mask_logits.float(), size, mode="bilinear").sigmoid()
-        return torch.einsum("bqc,bqhw->bchw", classes, masks)
+        masks = upsample(mask_logits, size, rows).sigmoid()
+        return torch.einsum("bqhw,bqc->bhwc", masks, classes).permute(0, 3, 1, 2)

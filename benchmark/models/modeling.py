@@ -10,6 +10,7 @@ from .encoder import Encoder
 from .errors import ModelError
 from .linear_head import LinearHead
 from .mask2former_head import Mask2FormerHead
+from .windows import WindowLogits
 
 # A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
 # class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
@@ -103,10 +104,23 @@ class SegmentationModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-def semantic_logits(outputs, size: Sequence[int]) -> Tensor:
-    """Class logits (B, C, *size) in fp32 from the outputs of a model with any head."""
+def semantic_logits(outputs, size: Sequence[int], rows: slice | None = None) -> Tensor:
+    """Class logits (B, C, *size) in fp32 from the outputs of a model with any head.
+
+    Args:
+        rows: the rows of the result to make, which has no gradient then; None: all of them.
+    """
     head = next(head for head in HEADS.values() if head.main_output in outputs)
-    return head.semantic_logits(outputs, size)
+    return head.semantic_logits(outputs, size, rows)
+
+
+def window_logits(outputs, crop_size: Sequence[int]) -> WindowLogits:
+    """The logits of windows, from a model's outputs on them: tensors whose first axis is the window."""
+
+    def rows(windows: slice, rows: slice) -> Tensor:
+        return semantic_logits({name: output[windows] for name, output in outputs.items()}, crop_size, rows)
+
+    return WindowLogits(tuple(crop_size), rows)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -6,7 +6,9 @@ The rules are those of Kerssies et al., "How to Benchmark Vision Foundation Mode
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import ModelError
+from .upsampling import upsampled_rows
 
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of PIL: 8 bits a channel, or fewer
 IGNORE_INDEX = 255  # in label maps: no label
 MAX_WINDOWS = 64  # of one image; their logits for 150 classes at 512x512 take 10 GB
-STRIP_ELEMENTS = 2**23  # logits that are upsampled at once
+# Logits of a band that are made at once: what a CPU's cache holds, and what keeps a GPU busy.
+CPU_ELEMENTS, GPU_ELEMENTS = 2**22, 2**26
 
 
 def rgb_tensor(image: Image.Image | np.ndarray) -> Tensor:
@@ -93,51 +97,74 @@ def split_windows(image: Tensor, crop_size: Sequence[int]) -> Tensor:
     return torch.stack([image[:, y : y + height, x : x + width] for y, x in origins])
 
 
-def merge_windows(windows: Tensor, size: Sequence[int]) -> Tensor:
-    """Average windows (n, C, crop height, crop width) into one map (C, H, W) of `size`, in fp32 where they overlap."""
-    height, width = windows.shape[-2:]
-    total = windows.new_zeros((windows.shape[1], *size), dtype=torch.float32)
-    count = windows.new_zeros(tuple(size), dtype=torch.float32)
-    for window, (y, x) in zip(windows, window_origins(size, (height, width)), strict=True):
-        total[:, y : y + height, x : x + width] += window
-        count[y : y + height, x : x + width] += 1
-    return total / count
-
-
 def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Scale pixels (..., 3, H, W) from [0, 255] to [0, 1] and normalise them with `mean` and `std`; fp32."""
     mean_, std_ = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (mean, std))
     return (image.float() / 255 - mean_) / std_
 
 
-def merged_logits(window_logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (C, H, W), fp32, of an image of `size` from its windows' logits (n, C, crop height, crop width)."""
-    logits = merge_windows(window_logits, cover_size(size, window_logits.shape[-2:]))
-    return F.interpolate(logits[None], tuple(size), mode="bilinear")[0]
+class WindowLogits(NamedTuple):
+    """The logits of an image's windows, row by row of windows, made only where they are asked for.
 
-
-def upsampled_argmax(logits: Tensor, size: Sequence[int], rows_at_once: int) -> Tensor:
-    """Resize logits (C, h, w) to `size` (bilinear, no antialias) and take the argmax: uint8 (H, W).
-
-    It works by strips of `rows_at_once` rows, so that the memory it needs does not grow with the image's height.
+    Attributes:
+        crop_size: height and width of a window.
+        rows: from a slice of the windows and a slice of their rows to logits (windows, C, rows, crop width), fp32.
     """
-    (_, h, _), (height, width) = logits.shape, size
-    # The source coordinates of bilinear resizing with aligned borders, as in torch's
-    # `interpolate(align_corners=False)`.
-    source = ((torch.arange(height, device=logits.device) + 0.5) * (h / height) - 0.5).clamp(min=0)
-    above = source.long().clamp(max=h - 1)
-    below = (above + 1).clamp(max=h - 1)
-    weight = (source - above)[:, None]
-    strips = []
-    for rows in torch.arange(height, device=logits.device).split(rows_at_once):
-        strip = torch.lerp(logits[:, above[rows]], logits[:, below[rows]], weight[rows])
-        strip = F.interpolate(strip[None], (len(rows), width), mode="bilinear")[0]
-        strips.append(strip.argmax(dim=0).to(torch.uint8))
-    return torch.cat(strips)
+
+    crop_size: tuple[int, int]
+    rows: Callable[[slice, slice], Tensor]
 
 
-def label_map(window_logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The label map, uint8 (H, W), of an image of `size` from its windows' logits (n, C, crop height, crop width)."""
-    cover = cover_size(size, window_logits.shape[-2:])
-    logits = merge_windows(window_logits, cover)
-    return upsampled_argmax(logits, size, rows_at_once=max(1, STRIP_ELEMENTS // (len(logits) * size[1])))
+def merged_rows(logits: WindowLogits, size: Sequence[int], rows: slice) -> Tensor:
+    """Rows of the average of overlapping windows that cover an image of `size`: (1, C, rows, width), fp32."""
+    (height, width), (start, stop, _) = logits.crop_size, rows.indices(size[0])
+    tops, lefts = (window_starts(length, crop) for length, crop in zip(size, logits.crop_size, strict=True))
+    total = count = torch.zeros(())
+    for row, top in enumerate(tops):
+        first, last = max(start, top), min(stop, top + height)
+        if first >= last:
+            continue
+        windows = slice(row * len(lefts), (row + 1) * len(lefts))
+        parts = logits.rows(windows, slice(first - top, last - top))
+        if total.ndim == 0:
+            total = parts.new_zeros(1, stop - start, size[1], parts.shape[1]).permute(0, 3, 1, 2)  # channels last
+            count = parts.new_zeros(stop - start, size[1])
+        for part, left in zip(parts, lefts, strict=True):
+            total[0, :, first - start : last - start, left : left + width] += part
+            count[first - start : last - start, left : left + width] += 1
+    return total.div_(count)
+
+
+@torch.no_grad()
+def merged_logits(logits: WindowLogits, size: Sequence[int]) -> Tensor:
+    """Logits (C, H, W), fp32, of an image of `size` from its windows' logits."""
+    cover = cover_size(size, logits.crop_size)
+    return F.interpolate(merged_rows(logits, cover, slice(None)), tuple(size), mode="bilinear")[0]
+
+
+@torch.no_grad()
+def label_map(logits: WindowLogits, size: Sequence[int]) -> Tensor:
+    """The label map, uint8 (H, W), of an image of `size` from its windows' logits: the argmax of `merged_logits`.
+
+    It works by bands of rows: logits of all classes are never held at the windows' or the image's full size.
+    """
+    cover = cover_size(size, logits.crop_size)
+    merged = partial(merged_rows, logits, cover)
+    first = merged(slice(0, 1))
+    elements = CPU_ELEMENTS if first.device.type == "cpu" else GPU_ELEMENTS
+    step = max(1, elements // (first.shape[1] * size[1]))
+    found = torch.empty(tuple(size), dtype=torch.uint8, device=first.device)
+    for start in range(0, size[0], step):
+        rows = slice(start, min(start + step, size[0]))
+        found[rows] = argmax_(upsampled_rows(merged, cover[0], size, rows)[0])
+    return found
+
+
+def argmax_(logits: Tensor) -> Tensor:
+    """The first class of the highest logit, uint8 (H, W), of logits (C, H, W), fp32, which are overwritten.
+
+    Where a logit is NaN the result is 255, which is no class: a metric refuses it.
+    """
+    # Two maxima are vectorised on a CPU, and take half of the time of torch's argmax.
+    order = torch.arange(IGNORE_INDEX, IGNORE_INDEX - len(logits), -1, dtype=logits.dtype, device=logits.device)
+    return (IGNORE_INDEX - logits.eq_(logits.amax(dim=0)).mul_(order[:, None, None]).amax(dim=0)).to(torch.uint8)

@@ -41,7 +41,8 @@ def test_each_image_gets_its_own_windows_in_batches_of_one_shape(batch_size):
     found = run(model, IMAGES, batch_size)
     assert [key for key, _ in found] == [0, 1, 2, 3]
     for (_, logits), image in zip(found, IMAGES, strict=True):
-        torch.testing.assert_close(logits, split_windows(image, (16, 16)).float() / 255)
+        windows = split_windows(image, (16, 16)).float() / 255
+        torch.testing.assert_close(logits.rows(slice(len(windows)), slice(16)), windows)
     assert set(model.shapes) == {(batch_size, 3, 16, 16)}
     assert len(model.shapes) == -(-sum(len(split_windows(image, (16, 16))) for image in IMAGES) // batch_size)
 

@@ -9,7 +9,7 @@ from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.errors import ModelError
 from benchmark.models.image_processing import processor
 from benchmark.models.linear_head import upsampled_cross_entropy
-from benchmark.models.modeling import SegmentationModel, parameter_counts, semantic_logits
+from benchmark.models.modeling import SegmentationModel, parameter_counts, semantic_logits, window_logits
 from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
 
 
@@ -118,7 +118,5 @@ def test_the_processor_gives_the_label_map_of_the_windows(tmp_path):
     for image, found in zip(images, maps, strict=True):
         windows = split_windows(resize_to_cover(image.permute(2, 0, 1), (32, 48)), (32, 48))
         with torch.no_grad():
-            logits = semantic_logits(
-                model(normalize(windows, model.config.image_mean, model.config.image_std)), (32, 48)
-            )
+            logits = window_logits(model(normalize(windows, model.config.image_mean, model.config.image_std)), (32, 48))
         assert torch.equal(found, label_map(logits, image.shape[:2]).long())

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmark.models import linear_head as module
-from benchmark.models.linear_head import bands, bilinear_mix, upsampled_cross_entropy
+from benchmark.models.linear_head import upsampled_cross_entropy
+from benchmark.models.upsampling import bands, bilinear_mix
 
 SHAPES = [
     (2, 5, (4, 4), (32, 32)),
