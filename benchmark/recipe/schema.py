@@ -133,6 +133,13 @@ class Model:
         return _plain(dataclasses.asdict(section)) if dataclasses.is_dataclass(section) else {}
 
 
+class Warmup(typing.NamedTuple):
+    """Steps at a learning rate of 0, then steps in which it rises in proportion to the step."""
+
+    wait: int = 0
+    steps: int = 0
+
+
 @dataclass(frozen=True)
 class Optim:
     """AdamW and its schedule."""
@@ -142,11 +149,29 @@ class Optim:
     weight_decay: NonNegativeFloat = key(0.05, "on every parameter")
     betas: list[NonNegativeFloat] = key([0.9, 0.999], "decay of the two moments")
     eps: PositiveFloat = key(1e-8, "added to the root of the second moment")
-    poly_power: NonNegativeFloat = key(0.9, "lr falls as (1 - step / steps) ** poly_power")
+    schedule: Literal["poly", "cosine", "constant"] = key("poly", "how the learning rate falls after the warm-up")
+    poly_power: NonNegativeFloat = key(0.9, "of poly: lr falls as (1 - step / steps) ** poly_power")
+    warmup_steps: NonNegativeInt | list[NonNegativeInt] = key(
+        0, "steps in which lr rises from 0; or [head, encoder], where the encoder waits for the head to warm up first"
+    )
+    layer_decay: PositiveFloat = key(1.0, "each encoder block learns at this times the rate of the one above it")
+    clip_norm: PositiveFloat | None = key(None, "the most that the norm of all gradients may be; null: no limit")
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas must hold two numbers below 1, not {self.betas}.")
+        if self.layer_decay > 1:
+            raise UserError(f"optim.layer_decay must be at most 1, not {self.layer_decay}.")
+        if isinstance(self.warmup_steps, list) and len(self.warmup_steps) != 2:
+            raise UserError(f"optim.warmup_steps must be one number or [head, encoder], not {self.warmup_steps}.")
+
+    @property
+    def warmups(self) -> tuple[Warmup, Warmup]:
+        """The warm-up of the head and that of the encoder: the steps before it, and its own."""
+        if isinstance(self.warmup_steps, list):
+            head, encoder = map(int, self.warmup_steps)
+            return Warmup(0, head), Warmup(head, encoder)
+        return Warmup(0, int(self.warmup_steps)), Warmup(0, int(self.warmup_steps))
 
 
 @dataclass(frozen=True)
@@ -196,6 +221,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed >= 2**31:
             raise UserError(f"seed must be below 2**31, not {self.seed}.")
+        if sum(warmup := self.optim.warmups[1]) >= self.train.steps:
+            raise UserError(
+                f"optim.warmup_steps takes {sum(warmup):,} steps, but train.steps is {self.train.steps:,}: "
+                "lower the one or raise the other."
+            )
         patch = self.model.patch_size
         if any(length % patch for length in self.data.crop):
             nearest = [max(round(length / patch), 1) * patch for length in self.data.crop]

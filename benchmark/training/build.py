@@ -159,9 +159,16 @@ def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, acceler
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         eps=optim.eps,
+        layer_decay=optim.layer_decay,
     )
-    schedule = partial(set_learning_rates, steps=recipe.train.steps, power=optim.poly_power)
-    return Step(model, optimizer, schedule, plan, accelerator)
+    schedule = partial(
+        set_learning_rates,
+        steps=recipe.train.steps,
+        power=optim.poly_power,
+        schedule=optim.schedule,
+        warmups=optim.warmups,
+    )
+    return Step(model, optimizer, schedule, plan, accelerator, clip_norm=optim.clip_norm)
 
 
 def build_reporter(

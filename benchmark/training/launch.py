@@ -14,6 +14,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
@@ -63,6 +64,10 @@ def start_processes(recipe: Recipe) -> Accelerator:
         raise UserError(
             f"{world_size} processes were launched, but each would train alone: on a CPU launch them with "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 --num_processes {world_size}."
+        )
+    if recipe.optim.clip_norm and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            "optim.clip_norm does not work under DeepSpeed: use accelerate_configs/fsdp.yaml, or set it to null."
         )
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
         raise UserError(

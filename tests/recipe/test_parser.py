@@ -140,8 +140,8 @@ def base(key: str) -> list[str]:
 def changed(key: str) -> Recipe:
     """The base recipe but for another value of `key`."""
     for value in (
-        *("7", "0.3", "0.75", "true", "false", "32", "mask2former", "fp32", "[x]", "[0.1, 0.2]", "[0.1, 0.2, 0.3]"),
-        *("[[1, 2, 3]]", "{1: 2}"),
+        *("7", "0.3", "0.75", "true", "false", "32", "mask2former", "fp32", "cosine", "[x]", "[0.1, 0.2]"),
+        *("[0.1, 0.2, 0.3]", "[[1, 2, 3]]", "{1: 2}"),
     ):
         try:
             recipe = load_recipe([], [*base(key), f"--{key}={value}"])
@@ -213,3 +213,18 @@ def test_names_beyond_the_first_65536_characters_are_read(tmp_path):
     names = ["🚗 car", "道路", "Straße"]
     (tmp_path / "x.yaml").write_text(f"data: {{custom: {{classes: {json.dumps(names, ensure_ascii=False)}}}}}")
     assert list(load_recipe([str(tmp_path / "x.yaml")]).data.custom.classes) == names
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--optim.warmup_steps=[5, 5]", "--train.steps=10"], "takes 10 steps, but train.steps is 10: lower the one"),
+        (["--optim.warmup_steps=[5]"], r"one number or \[head, encoder\], not \[5\]"),
+        (["--optim.layer_decay=1.1"], "must be at most 1, not 1.1"),
+        (["--optim.clip_norm=0"], "clip_norm on the command line must be a number above 0 or null, not 0"),
+        (["--optim.schedule=step"], "must be one of poly, cosine, constant, not step"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_recipe([], flags)
