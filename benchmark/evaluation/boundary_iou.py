@@ -15,10 +15,10 @@ SHARE = 0.02  # the width of the band beside a boundary, in diagonals of the ima
 class BoundaryIoU(Evaluator):
     """Boundary IoU of each class and their mean; the counts are (intersection or union, class) in pixels.
 
-    Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021, equation 2, with the
+    Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021, equation 2, with
     intersections and unions summed over images, as for mIoU. A pixel is in the band of its class where its window of
-    2 d + 1 pixels holds another label or reaches beyond the image; d is 2 % of the diagonal. Ignored pixels have a label
-    of their own, in the prediction, too: a prediction that is right wherever there is a label scores 1.
+    2 d + 1 pixels holds another label or reaches beyond the image; d is 2 % of the diagonal. Ignored pixels have a
+    label of their own, in the prediction, too: a prediction that is right wherever there is a label scores 1.
     """
 
     description: ClassVar[str] = "Intersection over union of label maps within 2 % of the diagonal of a boundary."
