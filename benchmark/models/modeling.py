@@ -1,6 +1,7 @@
 """A timm encoder and a segmentation head as one HuggingFace model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
@@ -13,7 +14,9 @@ from .mask2former_head import Mask2FormerHead
 
 # A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
 # class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
-# where it has blocks to compile one by one.
+# where it has blocks to compile one by one. A head that takes more than the last layer's tokens has `attach`, which is
+# called once with the encoder and raises ModelError where the encoder cannot carry it; its forward then takes the
+# encoder, pixel values, positions and the seed.
 HEADS = {"linear": LinearHead, "mask2former": Mask2FormerHead}
 
 
@@ -36,6 +39,8 @@ class SegmentationModel(PreTrainedModel):
         self.head = HEADS[config.head](
             self.encoder.embed_dim, config.num_labels, self.encoder.grid_size, **config.head_options
         )
+        if hasattr(self.head, "attach"):
+            self.head.attach(self.encoder)
         if config.freeze_encoder:
             self.encoder.freeze()
         self.post_init()
@@ -67,12 +72,18 @@ class SegmentationModel(PreTrainedModel):
             `Mask2FormerForUniversalSegmentationOutput` with class_queries_logits (B, Q, C + 1) and
             masks_queries_logits (B, Q, h, w) of the last layer for the Mask2Former head.
         """
-        predictions = self.head(self.encoder(pixel_values))
+        predictions = self.predict(pixel_values, positions)
         loss, parts = None, {}
         if labels is not None:
             losses, parts = self.head.loss(predictions, labels, positions, self.config.seed)  # (B,), {name: (B,)}
             loss, parts = losses.mean(), {name: part.mean() for name, part in parts.items()}
         return self.head.outputs(predictions, loss, parts, output_auxiliary_logits)
+
+    def predict(self, pixel_values: Tensor, positions: Tensor | None = None) -> Any:
+        """What the head makes of (B, 3, H, W) normalised floats: what its loss and its outputs take."""
+        if hasattr(self.head, "attach"):
+            return self.head(self.encoder, pixel_values, positions, self.config.seed)
+        return self.head(self.encoder(pixel_values))
 
     @property
     def blocks(self) -> list[nn.Module]:
