@@ -11,13 +11,14 @@ from .encoder import Encoder
 from .errors import ModelError
 from .linear_head import LinearHead
 from .mask2former_head import Mask2FormerHead
+from .multilayer_linear_head import MultilayerLinearHead
 
 # A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
 # class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
 # where it has blocks to compile one by one. A head that takes more than the last layer's tokens has `attach`, which is
 # called once with the encoder and raises ModelError where the encoder cannot carry it; its forward then takes the
 # encoder, pixel values, positions and the seed.
-HEADS = {"linear": LinearHead, "mask2former": Mask2FormerHead}
+HEADS = {"linear": LinearHead, "multilayer_linear": MultilayerLinearHead, "mask2former": Mask2FormerHead}
 
 
 class SegmentationModel(PreTrainedModel):
