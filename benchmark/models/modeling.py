@@ -8,17 +8,18 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from .configuration import SegmentationConfig
 from .encoder import Encoder
+from .eomt_head import EomtHead
 from .errors import ModelError
 from .linear_head import LinearHead
 from .mask2former_head import Mask2FormerHead
-from .multilayer_linear_head import MultilayerLinearHead
+from .multilayer_linear_head import MultilayerHead
 
 # A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
 # class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
 # where it has blocks to compile one by one. A head that takes more than the last layer's tokens has `attach`, which is
-# called once with the encoder and raises ModelError where the encoder cannot carry it; its forward then takes the
-# encoder, pixel values, positions and the seed.
-HEADS = {"linear": LinearHead, "multilayer_linear": MultilayerLinearHead, "mask2former": Mask2FormerHead}
+# called once with the encoder and raises ModelError where it cannot carry the head; the head's forward then takes
+# encoder, pixel values, positions and seed. A head that changes while it trains has `anneal` and `mask_shares`.
+HEADS = {"linear": LinearHead, "multilayer_linear": MultilayerHead, "mask2former": Mask2FormerHead, "eomt": EomtHead}
 
 
 class SegmentationModel(PreTrainedModel):
@@ -85,6 +86,15 @@ class SegmentationModel(PreTrainedModel):
         if hasattr(self.head, "attach"):
             return self.head(self.encoder, pixel_values, positions, self.config.seed)
         return self.head(self.encoder(pixel_values))
+
+    def anneal(self, progress: float) -> None:
+        """Tell a head that changes in the course of training which share of it, in 0..1, is over.
+
+        The configuration notes it, so that a model that is saved then is as it is now.
+        """
+        if hasattr(self.head, "anneal"):
+            self.head.anneal(progress)
+            self.config.head_options = {**self.config.head_options, "mask_shares": self.head.mask_shares}
 
     @property
     def blocks(self) -> list[nn.Module]:

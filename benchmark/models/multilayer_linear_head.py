@@ -10,7 +10,7 @@ from .linear_head import LinearHead
 LAYERS = 4
 
 
-class MultilayerLinearHead(LinearHead):
+class MultilayerHead(LinearHead):
     """Class logits (B, C, grid height, grid width) from the last four layers' tokens.
 
     Each layer's tokens pass the encoder's final norm and are put side by side, (B, N, 4 D), as for the multi-scale

@@ -80,14 +80,9 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Mask2Former:
-    """The Mask2Former head and its loss; counts only where model.head is mask2former."""
+class MaskLoss:
+    """The loss of heads that predict masks."""
 
-    num_queries: PositiveInt = key(100, "masks that the head predicts")
-    num_blocks: PositiveInt = key(9, "decoder blocks")
-    hidden_size: PositiveInt = key(256, "width of the decoder")
-    num_heads: PositiveInt = key(8, "attention heads")
-    ffn_size: PositiveInt = key(2048, "width inside the feed-forward layers")
     num_points: PositiveInt = key(12544, "points at which the loss samples a mask")
     oversample_ratio: PositiveFloat = key(3.0, "candidates for uncertain points, as a multiple of num_points")
     importance_sample_ratio: ClosedUnitInterval = key(0.75, "share of the points that are uncertain ones")
@@ -97,13 +92,37 @@ class Mask2Former:
     no_object_weight: NonNegativeFloat = key(0.1, "of queries without a mask, in the class loss")
 
     def __post_init__(self) -> None:
+        if self.importance_sample_ratio > self.oversample_ratio:
+            section = type(self).__name__.lower()
+            raise UserError(f"model.{section}.importance_sample_ratio must not be above oversample_ratio.")
+
+
+@dataclass(frozen=True)
+class Mask2Former(MaskLoss):
+    """The Mask2Former head and its loss; counts only where model.head is mask2former."""
+
+    num_queries: PositiveInt = key(100, "masks that the head predicts")
+    num_blocks: PositiveInt = key(9, "decoder blocks")
+    hidden_size: PositiveInt = key(256, "width of the decoder")
+    num_heads: PositiveInt = key(8, "attention heads")
+    ffn_size: PositiveInt = key(2048, "width inside the feed-forward layers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise UserError(
                 f"model.mask2former.hidden_size {self.hidden_size} must be a multiple of 4 and of num_heads "
                 f"{self.num_heads}."
             )
-        if self.importance_sample_ratio > self.oversample_ratio:
-            raise UserError("model.mask2former.importance_sample_ratio must not be above oversample_ratio.")
+
+
+@dataclass(frozen=True)
+class Eomt(MaskLoss):
+    """The EoMT head and its loss; counts only where model.head is eomt."""
+
+    num_queries: PositiveInt = key(100, "masks that the head predicts")
+    num_blocks: PositiveInt = key(3, "last blocks of the encoder that queries go through: 3 of base size, 4 of large")
+    num_upscale_blocks: NonNegativeInt = key(2, "times that the masks' resolution is doubled; 1 for patches of 8x8")
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,7 @@ class Model:
     """The encoder and the head."""
 
     encoder: str = key("vit_base_patch14_dinov2.lvd142m", "a timm name, or hf-hub:org/model", ENCODER)
-    head: str = key("linear", "linear or mask2former")
+    head: str = key("linear", "linear, multilayer_linear, mask2former or eomt")
     patch_size: PositiveInt = key(16, "pixels; the pretrained patch embedding is resampled to it")
     pretrained: bool = key(True, "timm's weights; false: random ones", ENCODER)
     checkpoint: str | None = key(None, "a file of encoder weights, in place of the published ones", ENCODER)
@@ -120,6 +139,7 @@ class Model:
     image_mean: list[float] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     image_std: list[PositiveFloat] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     mask2former: Mask2Former = field(default_factory=Mask2Former)
+    eomt: Eomt = field(default_factory=Eomt)
 
     def __post_init__(self) -> None:
         for name in ("image_mean", "image_std"):

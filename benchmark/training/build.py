@@ -168,7 +168,7 @@ def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, acceler
         schedule=optim.schedule,
         warmups=optim.warmups,
     )
-    return Step(model, optimizer, schedule, plan, accelerator, clip_norm=optim.clip_norm)
+    return Step(model, optimizer, schedule, plan, accelerator, steps=recipe.train.steps, clip_norm=optim.clip_norm)
 
 
 def build_reporter(

@@ -152,6 +152,7 @@ def evaluate(
     """Score the model on each validation dataset."""
     size = recipe.train.eval_batch_size
     advice = f"set train.eval_batch_size to {size // 2}" if size > 1 else None
+    step.anneal(progress.step / recipe.train.steps)
     with progress.timed("eval_seconds"), explain_out_of_memory(f"An evaluation of {size} windows at once", advice):
         return build.evaluate_datasets(
             recipe,

@@ -22,6 +22,7 @@ class Step:
     Args:
         model: unwrapped, on its device; its blocks may be compiled.
         schedule: sets and returns an optimizer's learning rates for a step, counted from 1.
+        steps: of the whole training.
         clip_norm: the most that the norm of all gradients together may be; larger ones are scaled down to it.
 
     Attributes:
@@ -36,9 +37,11 @@ class Step:
         schedule: Callable[..., list[float]],
         plan: StepPlan,
         accelerator: Accelerator,
+        *,
+        steps: int,
         clip_norm: float | None = None,
     ):
-        self.clip_norm = clip_norm
+        self.steps, self.clip_norm = steps, clip_norm
         self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -54,6 +57,7 @@ class Step:
         """
         losses, norm = [], {}
         self.set_rates(step)
+        self.anneal((step - 1) / self.steps)
         with explain_out_of_memory(*self._memory_advice()):
             for _ in range(self.plan.accumulation):
                 inputs = prepare_batch(
@@ -74,6 +78,10 @@ class Step:
         """Scale all gradients down to a common norm of `most`, where it is larger; return what it was."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), most).detach()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def anneal(self, progress: float) -> None:
+        """Tell the model which share of its training is over, in 0..1."""
+        self.unwrapped_model().anneal(progress)
 
     def set_rates(self, step: int) -> list[float]:
         """Set the learning rates of `step`, counted from 1, and return them: the head's, then the encoder's."""

@@ -132,8 +132,9 @@ def test_numbers_may_be_written_in_scientific_notation(write):
 
 def base(key: str) -> list[str]:
     """The flags of a recipe in which `key` counts."""
-    if key.startswith("model.mask2former."):
-        return ["--model.head=mask2former"]
+    for head in ("mask2former", "eomt"):
+        if key.startswith(f"model.{head}."):
+            return [f"--model.head={head}"]
     return ["--data.train=folder"] if key.startswith("data.custom.") else []
 
 
@@ -167,7 +168,7 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
 def test_sections_that_the_recipe_does_not_use_count_for_nothing():
     """Those of another head, and data.custom where no dataset is made of it."""
     plain = load_recipe([])
-    for flag in ("--model.mask2former.num_points=7", "--data.custom.path=x"):
+    for flag in ("--model.mask2former.num_points=7", "--model.eomt.num_blocks=7", "--data.custom.path=x"):
         other = load_recipe([], [flag])
         assert protocol(other) == protocol(plain) and identity(other) == identity(plain)
 

@@ -107,11 +107,14 @@ def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
     assert train(again)["dataset_fingerprint"] == results["dataset_fingerprint"]
 
 
-@pytest.mark.parametrize(("head", "compared"), [("linear", 5), ("mask2former", 1)])
+@pytest.mark.parametrize(
+    ("head", "compared"), [("linear", 5), ("mask2former", 1), pytest.param("eomt", 1, marks=pytest.mark.slow)]
+)
 def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path, head, compared):
     """4 images at once, one by one, and by two processes: the same samples, the same step."""
     gradients, losses = {}, {}
-    flags = [*tiny, "--model.head", head, "--model.mask2former.num_points", "256", "--train.log_every", "1"]
+    flags = [*tiny, "--model.head", head, "--train.log_every", "1"]
+    flags += ["--model.mask2former.num_points", "256", "--model.eomt.num_points", "256"]
     end = Interruption("step", compared, signal.SIGTERM)  # before anything is evaluated
     for name, processes, micro_batch in (("at once", 1, 4), ("one by one", 1, 1), ("two processes", 2, 2)):
         folder, log = tmp_path / name, tmp_path / f"{name}.log"
