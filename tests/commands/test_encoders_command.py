@@ -7,8 +7,17 @@ import yaml
 from huggingface_hub import HfApi
 from launching import ROOT
 
+from benchmark.commands import encoders
 from benchmark.commands.encoders import Hub, main
 from benchmark.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def gflops(monkeypatch):
+    """Counting takes a second for each model: only its own test does it."""
+    original = encoders.gflops
+    monkeypatch.setattr(encoders, "gflops", lambda name: "1")
+    return original
 
 
 def table(capsys, *arguments: str) -> dict[str, dict[str, str]]:
@@ -32,10 +41,8 @@ def table(capsys, *arguments: str) -> dict[str, dict[str, str]]:
 
 def test_without_a_pattern_every_recipe_is_listed_with_its_own_first_line(capsys, monkeypatch):
     # The models are not built here: that is seconds, and tested below.
-    monkeypatch.setattr(
-        "benchmark.commands.encoders.known_encoders",
-        lambda found: ((c, ("1", "2x2", "3", "4", "mit", "?")) for c in found),
-    )
+    facts = ("1", "2x2", "3", "4", "mit", "?")
+    monkeypatch.setattr("benchmark.commands.encoders.known_encoders", lambda found: ((c, facts) for c in found))
     rows = table(capsys)
     files = sorted((ROOT / "recipes/encoders").glob("*.yaml"))
     assert sorted(row["recipe"] for row in rows.values()) == [str(file.relative_to(ROOT)) for file in files]
@@ -76,8 +83,9 @@ def test_numbers_are_timms_less_pooling_neck_and_classifier(capsys, name, pixels
     assert (row["parameters"], row["pixels"], row["patch"]) == (expected, pixels, patch)
 
 
-def test_gflops_and_terms(capsys, monkeypatch):
+def test_gflops_and_terms(capsys, monkeypatch, gflops):
     """12 blocks of a ViT-S at 512x512: 1,025 tokens of width 384; the Hub is asked until it does not answer."""
+    monkeypatch.setattr(encoders, "gflops", gflops)
     row = table(capsys, "vit_small_patch14_dinov2.lvd142m")["vit_small_patch14_dinov2.lvd142m"]
     tokens, width = 1025, 384
     embedding, block = 1024 * 3 * 16 * 16 * width, 12 * tokens * width**2 + 2 * tokens**2 * width
