@@ -41,6 +41,10 @@ class SegmentationModel(PreTrainedModel):
         self.head = HEADS[config.head](
             self.encoder.embed_dim, config.num_labels, self.encoder.grid_size, **config.head_options
         )
+        if config.class_weights is not None:
+            if not hasattr(self.head, "class_weights"):
+                raise ModelError(f"The {config.head} head's loss has no class weights: set loss.class_weights to null.")
+            self.head.class_weights = config.class_weights
         if hasattr(self.head, "attach"):
             self.head.attach(self.encoder)
         if config.freeze_encoder:

@@ -15,20 +15,9 @@ import yaml
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmark.errors import UserError
+from benchmark.recipe.heads import Eomt, Mask2Former
+from benchmark.recipe.key import ENCODER, MACHINE, key
 from data_scripts.custom import Custom
-
-# Keys that name a machine or how often something happens: a run may resume, and be compared, across their values.
-MACHINE = {"machine": True}
-# Keys that name the encoder under comparison: results that differ in them alone have one protocol.
-ENCODER = {"encoder": True}
-
-
-def key(default: Any, about: str, kind: Mapping[str, bool] | None = None) -> Any:
-    """A key of the recipe: its default, what --help says about it, and MACHINE, ENCODER or nothing."""
-    metadata = {"about": about, **(kind or {})}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -77,52 +66,6 @@ class Augment:
         for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
             if getattr(self, name) > most:
                 raise UserError(f"augment.{name} must be at most {most}, not {getattr(self, name)}.")
-
-
-@dataclass(frozen=True)
-class MaskLoss:
-    """The loss of heads that predict masks."""
-
-    num_points: PositiveInt = key(12544, "points at which the loss samples a mask")
-    oversample_ratio: PositiveFloat = key(3.0, "candidates for uncertain points, as a multiple of num_points")
-    importance_sample_ratio: ClosedUnitInterval = key(0.75, "share of the points that are uncertain ones")
-    class_weight: NonNegativeFloat = key(2.0, "of the class loss")
-    mask_weight: NonNegativeFloat = key(5.0, "of the masks' cross-entropy")
-    dice_weight: NonNegativeFloat = key(5.0, "of the masks' dice loss")
-    no_object_weight: NonNegativeFloat = key(0.1, "of queries without a mask, in the class loss")
-
-    def __post_init__(self) -> None:
-        if self.importance_sample_ratio > self.oversample_ratio:
-            section = type(self).__name__.lower()
-            raise UserError(f"model.{section}.importance_sample_ratio must not be above oversample_ratio.")
-
-
-@dataclass(frozen=True)
-class Mask2Former(MaskLoss):
-    """The Mask2Former head and its loss; counts only where model.head is mask2former."""
-
-    num_queries: PositiveInt = key(100, "masks that the head predicts")
-    num_blocks: PositiveInt = key(9, "decoder blocks")
-    hidden_size: PositiveInt = key(256, "width of the decoder")
-    num_heads: PositiveInt = key(8, "attention heads")
-    ffn_size: PositiveInt = key(2048, "width inside the feed-forward layers")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise UserError(
-                f"model.mask2former.hidden_size {self.hidden_size} must be a multiple of 4 and of num_heads "
-                f"{self.num_heads}."
-            )
-
-
-@dataclass(frozen=True)
-class Eomt(MaskLoss):
-    """The EoMT head and its loss; counts only where model.head is eomt."""
-
-    num_queries: PositiveInt = key(100, "masks that the head predicts")
-    num_blocks: PositiveInt = key(3, "last blocks of the encoder that queries go through: 3 of base size, 4 of large")
-    num_upscale_blocks: NonNegativeInt = key(2, "times that the masks' resolution is doubled; 1 for patches of 8x8")
 
 
 @dataclass(frozen=True)
@@ -195,6 +138,15 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What the linear heads' loss counts."""
+
+    class_weights: list[NonNegativeFloat] | Literal["inverse_frequency"] | None = key(
+        None, "one number a class; or from the classes' shares of the training pixels; null: all pixels count alike"
+    )
+
+
+@dataclass(frozen=True)
 class Train:
     """The loop."""
 
@@ -202,6 +154,9 @@ class Train:
     global_batch_size: PositiveInt = key(16, "images in one optimizer step, over all processes")
     micro_batch_size: PositiveInt | Literal["auto"] = key(
         16, "the most images that one process forwards at once; auto: as many as fit into its memory", MACHINE
+    )
+    ema_decay: ClosedUnitInterval = key(
+        0.0, "of a moving average of the weights, which is evaluated and saved in their place; 0: none"
     )
     precision: Literal["fp32", "bf16", "fp16"] = key("bf16", "of the autocast; weights are fp32")
     compile: bool = key(True, "compile the transformer blocks", MACHINE)
@@ -212,6 +167,10 @@ class Train:
     checkpoint_every: PositiveInt = key(1_000, "steps", MACHINE)
     keep_checkpoints: PositiveInt = key(2, "checkpoints that are kept", MACHINE)
     keep_best: bool = key(False, "keep the model of the best validation in model_best/, chosen on its data", MACHINE)
+
+    def __post_init__(self) -> None:
+        if self.ema_decay == 1:
+            raise UserError("train.ema_decay must be below 1: at 1 the average would never change.")
 
 
 @dataclass(frozen=True)
@@ -234,6 +193,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     output: Output = field(default_factory=Output)

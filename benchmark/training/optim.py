@@ -1,11 +1,12 @@
-"""AdamW with rates of its own for the encoder and each of its blocks, and the schedules."""
+"""AdamW with rates of its own for the encoder and each of its blocks, the schedules, and the average of weights."""
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NO_WARMUP = (0, 0)
 
@@ -96,3 +97,47 @@ def rate_factor(step: int, steps: int, schedule: str, power: float, wait: int = 
     if schedule == "cosine":
         return (1 + math.cos(math.pi * share)) / 2
     return 1.0 if schedule == "constant" else (1 - share) ** power
+
+
+class MovingAverage:
+    """average = decay * average + (1 - decay) * weights after each step, from the first weights on.
+
+    (Polyak and Juditsky, SIAM Journal on Control and Optimization 1992, in its exponential form.)
+
+    Args:
+        model: unwrapped, on its device, not sharded; weights without a gradient do not change, and have no average.
+        decay: in 0..1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.weights = list(trained), list(trained.values())
+        self.averages = [weight.detach().clone() for weight in self.weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of a step."""
+        torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model have the averages in the block, and its own weights again behind it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for number, (weight, average) in enumerate(zip(self.weights, self.averages, strict=True)):
+            self.averages[number], weight.data = weight.data, average
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages, on the CPU, by the weights' names."""
+        return {name: average.cpu() for name, average in zip(self.names, self.averages, strict=True)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take averages as `state_dict` gives them."""
+        for name, average in zip(self.names, self.averages, strict=True):
+            average.copy_(state[name])

@@ -1,6 +1,7 @@
 """One optimizer step: batches in, losses out."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize
 from benchmark.reporting.reporter import GRAD_NORM
 from benchmark.training.memory import explain_out_of_memory
+from benchmark.training.optim import MovingAverage
 
 
 class Step:
@@ -24,6 +26,7 @@ class Step:
         schedule: sets and returns an optimizer's learning rates for a step, counted from 1.
         steps: of the whole training.
         clip_norm: the most that the norm of all gradients together may be; larger ones are scaled down to it.
+        ema_decay: of a moving average of the weights; 0 for none.
 
     Attributes:
         model, optimizer: as accelerate prepared them.
@@ -40,8 +43,10 @@ class Step:
         *,
         steps: int,
         clip_norm: float | None = None,
+        ema_decay: float = 0.0,
     ):
         self.steps, self.clip_norm = steps, clip_norm
+        self.average = MovingAverage(model, ema_decay) if ema_decay else None
         self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -72,7 +77,13 @@ class Step:
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                 losses.append({"loss": outputs.loss.detach(), **(outputs.get("loss_parts") or {})})
+        if self.average:
+            self.average.update()
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]} | norm
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """In it the model has the weights that are evaluated and saved: their moving average, where there is one."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def _clip(self, most: float) -> Tensor:
         """Scale all gradients down to a common norm of `most`, where it is larger; return what it was."""
