@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from data_scripts.builder import SegmentationBuilder
 
-DATASETS = ("shapes", "camvid", "ade20k", "pascal_voc", "cityscapes", "gta5", "folder", "hub")
+OWN = ("folder", "hub")  # one's own data, whose classes a recipe names
+DATASETS = ("shapes", "camvid", "ade20k", "pascal_voc", "cityscapes", "gta5", "coco_stuff", "acdc", "loveda", *OWN)
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def find_builder(name: str) -> type[SegmentationBuilder]:
 def class_names(name: str, custom: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     """The classes of a dataset, in the order of train ids, without its archives; `custom` as in `prepare`."""
     builder_class = find_builder(name)
-    if name not in ("folder", "hub"):
+    if name not in OWN:
         return builder_class.classes
     from data_scripts.custom import parse_custom
 

@@ -143,6 +143,38 @@ def test_the_logged_rates_are_the_closed_form(tiny, tmp_path):
         assert line["train/encoder_lr"] == pytest.approx(rate / 10, rel=1e-12)
 
 
+def test_gradients_are_clipped_as_torch_does_and_their_norm_is_logged(tiny, tmp_path):
+    """Over micro batches and groups; the norm is that before, and the step is made with what is left."""
+    seen = []
+
+    def look(optimizer, *_):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        seen.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+    hook = register_optimizer_step_pre_hook(look)
+    flags = [*tiny, "--train.micro_batch_size", "2", "--train.steps", "2", "--train.log_every", "1"]
+    train(parse([*flags, "--output.dir", str(tmp_path / "free")]))
+    for most in (1e-3, 1e9):
+        train(parse([*flags, "--optim.clip_norm", str(most), "--output.dir", str(tmp_path / str(most))]))
+    hook.remove()
+    free, small, large = seen[:2], seen[2:4], seen[4:]
+    assert small == pytest.approx([1e-3, 1e-3], rel=1e-3) and large == free and min(free) > 0.1
+    for most, expected in ((1e-3, free[:1]), (1e9, free)):
+        logged = [line["train/grad_norm"] for line in metrics(tmp_path / str(most)) if "train/loss" in line]
+        assert logged[: len(expected)] == pytest.approx(expected, rel=1e-5)
+    assert not any("train/grad_norm" in line for line in metrics(tmp_path / "free"))
+
+
+def test_the_logged_rates_know_warm_up_and_schedule(tiny, tmp_path):
+    options = ["--optim.warmup_steps", "[1, 2]", "--optim.schedule", "cosine", "--optim.layer_decay", "0.5"]
+    train(parse([*tiny, *options, "--train.log_every", "1"]))
+    lines = [line for line in metrics(tmp_path / "run") if "train/lr" in line]
+    head = [0, *(0.5 * (1 + np.cos(np.pi * done / 5)) for done in range(5))]
+    encoder = [0, 0, 0.5, *(0.5 * (1 + np.cos(np.pi * done / 3)) for done in range(3))]
+    assert [1e3 * line["train/lr"] for line in lines] == pytest.approx(head, abs=1e-12)
+    assert [1e3 * line["train/encoder_lr"] for line in lines] == pytest.approx(encoder, abs=1e-12)
+
+
 def test_two_seeds_differ_in_weights_and_in_samples(tiny, tmp_path, inputs):
     for seed in (0, 1):
         folder = str(tmp_path / str(seed))

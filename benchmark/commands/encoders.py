@@ -2,7 +2,9 @@
 
 List the encoders that have a recipe; with a pattern, every timm model it matches that can be an encoder. A pattern with
 * or ? is matched with the whole name, any other one with a part of it: dinov3, 'vit_base_*'. Parameters are those that
-a segmentation model uses, so without a classifier; they, pixels and patch are given for the size of pretraining.
+a segmentation model uses, so without a classifier; they, pixels and patch are given for the size of pretraining. GFLOPs
+are those of one image of 512x512 in patches of 16x16, 2 for each product and sum. The licence is what timm says of the
+weights; whether they are gated is asked of the Hub, and "?" where it cannot be reached.
 """
 
 import fnmatch
@@ -20,6 +22,9 @@ from data_scripts.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("recipes") / "encoders"
+
+
+FACTS = ("parameters", "pixels", "patch", "GFLOPs", "licence", "gated")
 
 
 class Candidate(NamedTuple):
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         if pattern is None:
             raise UserError(f"There are no recipes in {ROOT / RECIPES}: install this package again, or give a pattern.")
         raise UserError(f"No plain vision transformer of timm matches '{pattern}': try a shorter one, such as dinov2.")
-    print(format_table(rows, ("encoder", "recipe", "pretraining", "parameters", "pixels", "patch"), left=3))
+    print(format_table(rows, ("encoder", "recipe", "pretraining", *FACTS), left=3))
 
 
 def with_recipe() -> list[Candidate]:
@@ -72,14 +77,16 @@ def matching(pattern: str) -> list[Candidate]:
     return found + [c for c in others if fnmatch.fnmatch(c.name, glob) and c.name not in listed]
 
 
-def known_encoders(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, tuple[str, str, str]]]:
-    """Those that can be an encoder, each with its parameters, pixels and patch size; no memory is taken for weights."""
+def known_encoders(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, tuple[str, ...]]]:
+    """Those that can be an encoder, each with its FACTS; no memory is taken for weights."""
+    import timm
     import torch
 
     from benchmark.models.encoder import Encoder, encoder_defaults
     from benchmark.models.errors import ModelError
     from benchmark.models.modeling import parameter_counts
 
+    hub = Hub()
     for candidate in candidates:
         try:
             defaults = encoder_defaults(candidate.name)
@@ -87,4 +94,44 @@ def known_encoders(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate,
                 total, _ = parameter_counts(Encoder(candidate.name, defaults.img_size, defaults.patch_size))
         except ModelError:  # no plain vision transformer
             continue
-        yield candidate, (f"{total:,}", "x".join(map(str, defaults.img_size)), str(defaults.patch_size))
+        cfg = timm.get_pretrained_cfg(candidate.name)
+        terms = ("-", "-") if cfg is None or not cfg.has_weights else (cfg.license or "-", hub.gated(cfg.hf_hub_id))
+        size = "x".join(map(str, defaults.img_size))
+        yield candidate, (f"{total:,}", size, str(defaults.patch_size), gflops(candidate.name), *terms)
+
+
+def gflops(name: str, size: int = 512, patch_size: int = 16) -> str:
+    """The arithmetic of an encoder's forward pass of one square image; a dash where it cannot be counted."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmark.models.encoder import Encoder
+
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            Encoder(name, (size, size), patch_size).eval()(torch.zeros(1, 3, size, size))
+    except Exception:  # one that runs need not be one that can be counted
+        return "-"
+    return f"{counter.get_total_flops() / 1e9:.0f}"
+
+
+class Hub:
+    """What the Hub says of weights, asked as long as it answers."""
+
+    def __init__(self) -> None:
+        self.answers = True
+
+    def gated(self, repository: str | None) -> str:
+        """yes, no, or ? where nobody can say."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if not (repository and self.answers):
+            return "?"
+        try:
+            return "yes" if HfApi().model_info(repository, expand=["gated"], timeout=5).gated else "no"
+        except HfHubHTTPError:  # of this one
+            return "?"
+        except Exception:  # no network, which has many exceptions, or told to be offline
+            self.answers = False
+            return "?"

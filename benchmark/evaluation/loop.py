@@ -11,13 +11,14 @@ from datasets import Dataset
 from torch import Tensor
 
 from benchmark.data.loaders import evaluation_loader
+from benchmark.evaluation.boundary_iou import BoundaryIoU
 from benchmark.evaluation.evaluator import reduce_over_processes
 from benchmark.evaluation.inference import window_logits
 from benchmark.evaluation.mean_iou import MeanIoU
 from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import label_map, merged_logits
 
-EVALUATORS = {"mean_iou": MeanIoU}
+EVALUATORS = {"mean_iou": MeanIoU, "boundary_iou": BoundaryIoU}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Mean intersection over union, from one confusion matrix."""
+"""Mean intersection over union, and whatever else one confusion matrix tells."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,7 +11,10 @@ from benchmark.models.windows import IGNORE_INDEX
 
 
 class MeanIoU(Evaluator):
-    """mIoU and pixel accuracy over a whole split; the counts are a confusion matrix (label, prediction) in pixels."""
+    """mIoU, accuracies, precision and recall over a whole split, as `scores` gives them.
+
+    The counts are a confusion matrix (label, prediction) in pixels.
+    """
 
     description: ClassVar[str] = "Mean intersection over union of label maps, 255 being ignored."
 
@@ -53,20 +56,38 @@ def scores(confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """Scores in 0..1 from a confusion matrix whose rows are labels.
 
     The IoU of a class is TP / (TP + FP + FN), as in the PASCAL VOC challenge. A class with neither label nor
-    prediction has none: its IoU is None, and it is left out of the mean.
+    prediction has none: its IoU is None, and it is left out of the mean. Precision is TP / (TP + FP), recall
+    TP / (TP + FN), None where nothing is predicted or labelled. As in Long et al. (CVPR 2015, section 5), mean accuracy
+    is the mean of the recalls, and frequency-weighted IoU weighs each class's IoU by its share of the labelled pixels.
 
     Returns:
-        mean_iou, pixel_accuracy (None where nothing is labelled), iou by class name, absent_classes (how many were
-        left out).
+        mean_iou, absent_classes (how many were left out of it), pixel_accuracy, mean_accuracy and
+        frequency_weighted_iou (None where nothing is labelled), and by class name iou, precision and recall.
     """
-    hits = confusion.diagonal()
-    unions = confusion.sum(dim=0) + confusion.sum(dim=1) - hits
-    iou = [hit / union if union else None for hit, union in zip(hits.tolist(), unions.tolist(), strict=True)]
-    present = [value for value in iou if value is not None]
-    total = int(confusion.sum())
+    hits, labelled, predicted = (
+        counts.tolist() for counts in (confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+    )
+    unions = [label + found - hit for hit, label, found in zip(hits, labelled, predicted, strict=True)]
+    iou, recall, precision = (_ratios(hits, others) for others in (unions, labelled, predicted))
+    total = sum(labelled)
+    weighted = sum(value * pixels for value, pixels in zip(iou, labelled, strict=True) if value is not None)
     return {
-        "mean_iou": sum(present) / len(present) if present else None,
-        "pixel_accuracy": int(hits.sum()) / total if total else None,
+        "mean_iou": _mean(iou),
+        "pixel_accuracy": sum(hits) / total if total else None,
+        "mean_accuracy": _mean(recall),
+        "frequency_weighted_iou": weighted / total if total else None,
         "iou": dict(zip(classes, iou, strict=True)),
-        "absent_classes": len(iou) - len(present),
+        "precision": dict(zip(classes, precision, strict=True)),
+        "recall": dict(zip(classes, recall, strict=True)),
+        "absent_classes": iou.count(None),
     }
+
+
+def _ratios(above: Sequence[int], below: Sequence[int]) -> list[float | None]:
+    return [a / b if b else None for a, b in zip(above, below, strict=True)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are there; None where none is."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -17,6 +17,7 @@ class SegmentationConfig(PretrainedConfig):
         seed: keys the random points of the Mask2Former loss.
         encoder_source: of an encoder on the Hub its "architecture" in timm and its "model_args"; the model fills it in,
             so that a saved model never needs the encoder's repository.
+        class_weights: one number a class, which its pixels weigh in the loss of a linear head; None: 1 each.
         colors: one [red, green, blue] (0..255) a class, for pictures.
         id2label, label2id, num_labels: as in every HuggingFace configuration.
     """
@@ -36,6 +37,7 @@ class SegmentationConfig(PretrainedConfig):
         seed: int = 0,
         colors=None,
         encoder_source=None,
+        class_weights=None,
         **kwargs,
     ):
         num_points = kwargs.pop("num_points", None)  # which older configurations have in place of head_options
@@ -52,4 +54,5 @@ class SegmentationConfig(PretrainedConfig):
         self.seed = seed
         self.colors = None if colors is None else [list(color) for color in colors]
         self.encoder_source = encoder_source
+        self.class_weights = None if class_weights is None else list(class_weights)
         super().__init__(**kwargs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import (
     PatchEmbed,
     RotaryEmbedding,
@@ -116,6 +117,39 @@ class Encoder(nn.Module):
         if tokens.ndim == 4:  # SAM: (B, C, grid_h, grid_w)
             return tokens.flatten(2).transpose(1, 2)
         return tokens[:, self.num_prefix_tokens :]
+
+    def layers(self, pixel_values: Tensor, blocks: int | list[int], keep_prefix_tokens: bool = False) -> list[Tensor]:
+        """The tokens behind some blocks, each (B, grid_h * grid_w, embed_dim), before the final norm.
+
+        Args:
+            pixel_values: as in `forward`.
+            blocks: the last so many, or their numbers; blocks behind the last of them do not run.
+            keep_prefix_tokens: leave class and register tokens in front of the others.
+        """
+        if not self._tables_valid:
+            self.init_non_persistent_buffers()
+        is_sam = isinstance(self.backbone, VisionTransformerSAM)
+        # Only where there are some: some of timm's models ask for them otherwise, and fail.
+        options = {"return_prefix_tokens": True} if keep_prefix_tokens and self.num_prefix_tokens else {}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            layers = self.backbone.forward_intermediates(
+                pixel_values,
+                indices=blocks,
+                stop_early=True,
+                output_fmt="NCHW" if is_sam else "NLC",
+                intermediates_only=True,
+                **options,
+            )
+        if is_sam:
+            return [tokens.flatten(2).transpose(1, 2) for tokens in layers]
+        return [torch.cat(parts[::-1], dim=1) if isinstance(parts, tuple) else parts for parts in layers]
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, embed_dim) behind the model's final norm, or a layer norm without weights where it has none."""
+        norm = getattr(self.backbone, "norm", None)
+        if norm is None or isinstance(norm, nn.Identity):
+            return F.layer_norm(tokens, tokens.shape[-1:])
+        return norm(tokens)
 
     def freeze(self) -> None:
         """Take the gradient from every parameter, and keep dropout and statistics in eval mode for good."""

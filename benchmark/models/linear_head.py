@@ -24,6 +24,7 @@ class LinearHead(nn.Module):
     title = "linear"
     main_output = "logits"
     class_layer_name = "classifier"
+    class_weights: Sequence[float] | None = None
 
     def __init__(self, embed_dim: int, num_labels: int, grid_size: tuple[int, int]):
         super().__init__()
@@ -38,10 +39,11 @@ class LinearHead(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each image (B,), fp32; it has no parts and draws nothing.
 
-        Each image's own mean over its labelled pixels: a mean over all pixels of a batch would weigh images by how much
-        of them is labelled, and change with the split of a step over processes.
+        Each image's own mean over its labelled pixels, weighted by `class_weights` where there are some: a mean over
+        all pixels of a batch would weigh images by how much of them is labelled, and change with the split of a step
+        over processes.
         """
-        return upsampled_cross_entropy(logits, labels), {}
+        return upsampled_cross_entropy(logits, labels, self.class_weights), {}
 
     def outputs(self, logits: Tensor, loss: Tensor | None, parts: dict[str, Tensor], auxiliary: bool):
         """The model's output: logits (B, C, h, w) at token resolution."""
@@ -53,7 +55,7 @@ class LinearHead(nn.Module):
         return upsample(outputs["logits"], size, rows)
 
 
-def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def upsampled_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Sequence[float] | None = None) -> Tensor:
     """Each image's cross-entropy, averaged over its labelled pixels, of bilinearly upsampled logits.
 
     The same as F.cross_entropy(F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear"), ...) within rounding,
@@ -62,33 +64,57 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (B, C, h, w), of any float type; computed in fp32.
         labels: (B, H, W) integers, IGNORE_INDEX where there is no label.
+        class_weights: C numbers, at least 0: the average is then weighted, as with F.cross_entropy(weight=...).
 
     Returns:
-        (B,) fp32; 0 for an image without a labelled pixel.
+        (B,) fp32; 0 for an image without a labelled pixel, or where all of them weigh 0.
     """
-    return _UpsampledCrossEntropy.apply(logits.float(), labels)
+    weights = None
+    if class_weights is not None:
+        weights = torch.zeros(256, device=logits.device)  # of every label; IGNORE_INDEX weighs nothing
+        weights[: len(class_weights)] = torch.tensor(class_weights, dtype=torch.float32)
+    return _UpsampledCrossEntropy.apply(logits.float(), labels, weights)
+
+
+def inverse_frequencies(pixels: Sequence[int]) -> list[float]:
+    """Weights of classes from their pixels: all pixels / (classes that have any * pixels of the class).
+
+    Their mean over pixels is 1; scikit-learn calls them balanced. A class without a pixel has no part in a loss, and
+    weighs 0.
+    """
+    present = sum(count > 0 for count in pixels)
+    return [sum(pixels) / (present * count) if count else 0.0 for count in pixels]
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     """Computes the gradient with the loss, because both need the same probabilities."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         with torch.autocast(logits.device.type, enabled=False):
-            loss = _loss_and_gradient(logits, labels, gradient)
+            loss = _loss_and_gradient(logits, labels, weights, gradient)
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[:, None, None, None], None
+        return gradient * upstream[:, None, None, None], None, None
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
-    """Each image's loss (B,); its gradient, (B, C, h, w), is written to `gradient`."""
+def _pixel_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """What each of the labels (...) counts: whether it is one, or its class's weight."""
+    return labels != IGNORE_INDEX if weights is None else weights[labels.long()]
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, weights: Tensor | None, gradient: Tensor | None) -> Tensor:
+    """Each image's loss (B,); its gradient, (B, C, h, w), is written to `gradient`.
+
+    Args:
+        weights: (256,), of each label; None where all but IGNORE_INDEX count alike.
+    """
     batch, classes, height, width = logits.shape
     columns = torch.zeros(width, labels.shape[2], device=logits.device)
     across = bilinear_mix(width, labels.shape[2], logits.device)
@@ -101,7 +127,8 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor | None) 
     row = classes * labels.shape[2]
     images = max(1, min(batch, limit // (row * -(-labels.shape[1] // height))))
     losses = torch.zeros(batch, device=logits.device)
-    labelled = (labels != IGNORE_INDEX).sum(dim=(1, 2)).clamp(min=1)
+    labelled = torch.stack([_pixel_weights(label_map, weights).sum() for label_map in labels])
+    labelled = torch.where(labelled > 0, labelled, 1)
     for start in range(0, batch, images):
         some = slice(start, start + images)
         wide = logits[some] @ columns  # (b, C, h, W)
@@ -109,7 +136,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor | None) 
         for top, end, first, second in bands(height, labels.shape[1], max(1, limit // (row * images))):
             share = down.share[top:end]
             band = torch.lerp(wide[:, :, first, None], wide[:, :, second, None], share[:, None])  # (b, C, rows, W)
-            losses[some] += _band(band, labels[some, top:end], labelled[some])
+            losses[some] += _band(band, labels[some, top:end], labelled[some], weights)
             if wide_gradient is not None:
                 mixes = torch.stack([1 - share, share]) @ band  # (b, C, 2, W)
                 wide_gradient[:, :, first] += mixes[:, :, 0]
@@ -119,15 +146,16 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, gradient: Tensor | None) 
     return losses / labelled
 
 
-def _band(band: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
+def _band(band: Tensor, labels: Tensor, labelled: Tensor, weights: Tensor | None) -> Tensor:
     """Each image's sum of cross-entropies in a band (b,); `band`, (b, C, rows, W), becomes the mean's gradient.
 
     Args:
         labels: (b, rows, W).
-        labelled: (b,), pixels of the whole image.
+        labelled: (b,), pixels of the whole image, or the sum of their weights.
+        weights: as in `_loss_and_gradient`.
     """
-    counts = labels != IGNORE_INDEX
-    target = torch.where(counts, labels, 0).long()[:, None]
+    counts = _pixel_weights(labels, weights)
+    target = torch.where(labels != IGNORE_INDEX, labels, 0).long()[:, None]
     band -= band.amax(dim=1, keepdim=True)
     chosen = band.gather(1, target)
     total = band.exp_().sum(dim=1, keepdim=True)

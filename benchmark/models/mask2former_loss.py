@@ -42,11 +42,12 @@ class Mask2FormerPredictions(NamedTuple):
     mask_embeddings: Tensor
     """(L, B, Q, hidden_size)"""
     mask_features: Tensor
-    """(B, hidden_size, grid_height, grid_width)"""
+    """(B, hidden_size, grid_height, grid_width), or (L, B, ...) where each layer has features of its own"""
 
     def mask_logits(self, layer: int = -1) -> Tensor:
         """The mask logits (B, Q, grid_height, grid_width) of one layer, by default the last."""
-        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
+        features = self.mask_features if self.mask_features.ndim == 4 else self.mask_features[layer]
+        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], features)
 
 
 class Matching(NamedTuple):
@@ -152,6 +153,10 @@ def mask_costs(predictions: Mask2FormerPredictions, points: Tensor, targets: Ten
     """
     _, embeddings, features = predictions
     num_layers, batch_size, num_queries, _ = embeddings.shape
+    if features.ndim == 5:
+        single = zip(predictions.class_logits.split(1), embeddings.split(1), features, strict=True)
+        found = [mask_costs(Mask2FormerPredictions(*layer), points, targets) for layer in single]
+        return tuple(torch.cat(costs) for costs in zip(*found, strict=True))
     rows, tokens, columns = embeddings.transpose(0, 1).flatten(1, 2), features.flatten(2), targets.mT
     num_logits, device = num_queries * points.shape[1], points.device  # of one image in one layer
     parts = []
@@ -254,6 +259,9 @@ def matched_mask_logits(predictions: Mask2FormerPredictions, matching: Matching)
     queries = matching.queries.new_zeros(num_layers, batch_size, matching.max_classes)
     queries[:, matching.images, matching.places] = matching.queries
     matched = embeddings.gather(2, queries[..., None].expand(-1, -1, -1, hidden_size))  # (L, B, T, E)
+    if features.ndim == 5:
+        maps = torch.einsum("lbte,lbehw->btlhw", matched, features)
+        return maps[matching.images, matching.places]
     maps = torch.bmm(matched.permute(1, 2, 0, 3).flatten(1, 2), features.flatten(2))
     return maps.view(batch_size, -1, num_layers, *features.shape[2:])[matching.images, matching.places]
 

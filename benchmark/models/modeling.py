@@ -1,21 +1,26 @@
 """A timm encoder and a segmentation head as one HuggingFace model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from .configuration import SegmentationConfig
 from .encoder import Encoder
+from .eomt_head import EomtHead
 from .errors import ModelError
 from .linear_head import LinearHead
 from .mask2former_head import Mask2FormerHead
+from .multilayer_linear_head import MultilayerHead
 from .windows import WindowLogits
 
 # A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
 # class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
-# where it has blocks to compile one by one.
-HEADS = {"linear": LinearHead, "mask2former": Mask2FormerHead}
+# where it has blocks to compile one by one. A head that takes more than the last layer's tokens has `attach`, which is
+# called once with the encoder and raises ModelError where it cannot carry the head; the head's forward then takes
+# encoder, pixel values, positions and seed. A head that changes while it trains has `anneal` and `mask_shares`.
+HEADS = {"linear": LinearHead, "multilayer_linear": MultilayerHead, "mask2former": Mask2FormerHead, "eomt": EomtHead}
 
 
 class SegmentationModel(PreTrainedModel):
@@ -37,6 +42,12 @@ class SegmentationModel(PreTrainedModel):
         self.head = HEADS[config.head](
             self.encoder.embed_dim, config.num_labels, self.encoder.grid_size, **config.head_options
         )
+        if config.class_weights is not None:
+            if not hasattr(self.head, "class_weights"):
+                raise ModelError(f"The {config.head} head's loss has no class weights: set loss.class_weights to null.")
+            self.head.class_weights = config.class_weights
+        if hasattr(self.head, "attach"):
+            self.head.attach(self.encoder)
         if config.freeze_encoder:
             self.encoder.freeze()
         self.post_init()
@@ -68,12 +79,27 @@ class SegmentationModel(PreTrainedModel):
             `Mask2FormerForUniversalSegmentationOutput` with class_queries_logits (B, Q, C + 1) and
             masks_queries_logits (B, Q, h, w) of the last layer for the Mask2Former head.
         """
-        predictions = self.head(self.encoder(pixel_values))
+        predictions = self.predict(pixel_values, positions)
         loss, parts = None, {}
         if labels is not None:
             losses, parts = self.head.loss(predictions, labels, positions, self.config.seed)  # (B,), {name: (B,)}
             loss, parts = losses.mean(), {name: part.mean() for name, part in parts.items()}
         return self.head.outputs(predictions, loss, parts, output_auxiliary_logits)
+
+    def predict(self, pixel_values: Tensor, positions: Tensor | None = None) -> Any:
+        """What the head makes of (B, 3, H, W) normalised floats: what its loss and its outputs take."""
+        if hasattr(self.head, "attach"):
+            return self.head(self.encoder, pixel_values, positions, self.config.seed)
+        return self.head(self.encoder(pixel_values))
+
+    def anneal(self, progress: float) -> None:
+        """Tell a head that changes in the course of training which share of it, in 0..1, is over.
+
+        The configuration notes it, so that a model that is saved then is as it is now.
+        """
+        if hasattr(self.head, "anneal"):
+            self.head.anneal(progress)
+            self.config.head_options = {**self.config.head_options, "mask_shares": self.head.mask_shares}
 
     @property
     def blocks(self) -> list[nn.Module]:

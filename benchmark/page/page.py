@@ -12,6 +12,8 @@ from markupsafe import Markup
 from benchmark.page.charts import bump_chart, cost_chart, curve_chart, has_both, interval_chart, interval_text
 from benchmark.page.heatmaps import class_heatmap, difference_matrix, tau_heatmap
 from benchmark.page.svg import DASH, MINUS, clean, known, mark, picture
+from benchmark.study.metrics import TITLES
+from benchmark.study.tables import METRIC_COLUMNS
 
 
 def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]) -> str:
@@ -60,6 +62,7 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]
         bump=Markup(bump_chart(names, ranks, marks)),
         tau=Markup(tau_heatmap(names, report["pairs"])),
         pictures=pictures,
+        metric_heads=lambda names: [f"{TITLES[name]}: {what}" for name in names for what in METRIC_COLUMNS],
     )
     return clean(page)
 

@@ -15,20 +15,9 @@ import yaml
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmark.errors import UserError
+from benchmark.recipe.heads import Eomt, Mask2Former
+from benchmark.recipe.key import ENCODER, MACHINE, key
 from data_scripts.custom import Custom
-
-# Keys that name a machine or how often something happens: a run may resume, and be compared, across their values.
-MACHINE = {"machine": True}
-# Keys that name the encoder under comparison: results that differ in them alone have one protocol.
-ENCODER = {"encoder": True}
-
-
-def key(default: Any, about: str, kind: Mapping[str, bool] | None = None) -> Any:
-    """A key of the recipe: its default, what --help says about it, and MACHINE, ENCODER or nothing."""
-    metadata = {"about": about, **(kind or {})}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -80,38 +69,11 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Mask2Former:
-    """The Mask2Former head and its loss; counts only where model.head is mask2former."""
-
-    num_queries: PositiveInt = key(100, "masks that the head predicts")
-    num_blocks: PositiveInt = key(9, "decoder blocks")
-    hidden_size: PositiveInt = key(256, "width of the decoder")
-    num_heads: PositiveInt = key(8, "attention heads")
-    ffn_size: PositiveInt = key(2048, "width inside the feed-forward layers")
-    num_points: PositiveInt = key(12544, "points at which the loss samples a mask")
-    oversample_ratio: PositiveFloat = key(3.0, "candidates for uncertain points, as a multiple of num_points")
-    importance_sample_ratio: ClosedUnitInterval = key(0.75, "share of the points that are uncertain ones")
-    class_weight: NonNegativeFloat = key(2.0, "of the class loss")
-    mask_weight: NonNegativeFloat = key(5.0, "of the masks' cross-entropy")
-    dice_weight: NonNegativeFloat = key(5.0, "of the masks' dice loss")
-    no_object_weight: NonNegativeFloat = key(0.1, "of queries without a mask, in the class loss")
-
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise UserError(
-                f"model.mask2former.hidden_size {self.hidden_size} must be a multiple of 4 and of num_heads "
-                f"{self.num_heads}."
-            )
-        if self.importance_sample_ratio > self.oversample_ratio:
-            raise UserError("model.mask2former.importance_sample_ratio must not be above oversample_ratio.")
-
-
-@dataclass(frozen=True)
 class Model:
     """The encoder and the head."""
 
     encoder: str = key("vit_base_patch14_dinov2.lvd142m", "a timm name, or hf-hub:org/model", ENCODER)
-    head: str = key("linear", "linear or mask2former")
+    head: str = key("linear", "linear, multilayer_linear, mask2former or eomt")
     patch_size: PositiveInt = key(16, "pixels; the pretrained patch embedding is resampled to it")
     pretrained: bool = key(True, "timm's weights; false: random ones", ENCODER)
     checkpoint: str | None = key(None, "a file of encoder weights, in place of the published ones", ENCODER)
@@ -120,6 +82,7 @@ class Model:
     image_mean: list[float] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     image_std: list[PositiveFloat] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     mask2former: Mask2Former = field(default_factory=Mask2Former)
+    eomt: Eomt = field(default_factory=Eomt)
 
     def __post_init__(self) -> None:
         for name in ("image_mean", "image_std"):
@@ -133,6 +96,13 @@ class Model:
         return _plain(dataclasses.asdict(section)) if dataclasses.is_dataclass(section) else {}
 
 
+class Warmup(typing.NamedTuple):
+    """Steps at a learning rate of 0, then steps in which it rises in proportion to the step."""
+
+    wait: int = 0
+    steps: int = 0
+
+
 @dataclass(frozen=True)
 class Optim:
     """AdamW and its schedule."""
@@ -142,11 +112,38 @@ class Optim:
     weight_decay: NonNegativeFloat = key(0.05, "on every parameter")
     betas: list[NonNegativeFloat] = key([0.9, 0.999], "decay of the two moments")
     eps: PositiveFloat = key(1e-8, "added to the root of the second moment")
-    poly_power: NonNegativeFloat = key(0.9, "lr falls as (1 - step / steps) ** poly_power")
+    schedule: Literal["poly", "cosine", "constant"] = key("poly", "how the learning rate falls after the warm-up")
+    poly_power: NonNegativeFloat = key(0.9, "of poly: lr falls as (1 - step / steps) ** poly_power")
+    warmup_steps: NonNegativeInt | list[NonNegativeInt] = key(
+        0, "steps in which lr rises from 0; or [head, encoder], where the encoder waits for the head to warm up first"
+    )
+    layer_decay: PositiveFloat = key(1.0, "each encoder block learns at this times the rate of the one above it")
+    clip_norm: PositiveFloat | None = key(None, "the most that the norm of all gradients may be; null: no limit")
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(beta < 1 for beta in self.betas):
             raise UserError(f"optim.betas must hold two numbers below 1, not {self.betas}.")
+        if self.layer_decay > 1:
+            raise UserError(f"optim.layer_decay must be at most 1, not {self.layer_decay}.")
+        if isinstance(self.warmup_steps, list) and len(self.warmup_steps) != 2:
+            raise UserError(f"optim.warmup_steps must be one number or [head, encoder], not {self.warmup_steps}.")
+
+    @property
+    def warmups(self) -> tuple[Warmup, Warmup]:
+        """The warm-up of the head and that of the encoder: the steps before it, and its own."""
+        if isinstance(self.warmup_steps, list):
+            head, encoder = map(int, self.warmup_steps)
+            return Warmup(0, head), Warmup(head, encoder)
+        return Warmup(0, int(self.warmup_steps)), Warmup(0, int(self.warmup_steps))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the linear heads' loss counts."""
+
+    class_weights: list[NonNegativeFloat] | Literal["inverse_frequency"] | None = key(
+        None, "one number a class; or from the classes' shares of the training pixels; null: all pixels count alike"
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +155,9 @@ class Train:
     micro_batch_size: PositiveInt | Literal["auto"] = key(
         16, "the most images that one process forwards at once; auto: as many as fit into its memory", MACHINE
     )
+    ema_decay: ClosedUnitInterval = key(
+        0.0, "of a moving average of the weights, which is evaluated and saved in their place; 0: none"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = key("bf16", "of the autocast; weights are fp32")
     compile: bool = key(True, "compile the transformer blocks", MACHINE)
     deterministic: bool = key(False, "a GPU then resumes bitwise, and is slower", MACHINE)
@@ -167,6 +167,10 @@ class Train:
     checkpoint_every: PositiveInt = key(1_000, "steps", MACHINE)
     keep_checkpoints: PositiveInt = key(2, "checkpoints that are kept", MACHINE)
     keep_best: bool = key(False, "keep the model of the best validation in model_best/, chosen on its data", MACHINE)
+
+    def __post_init__(self) -> None:
+        if self.ema_decay == 1:
+            raise UserError("train.ema_decay must be below 1: at 1 the average would never change.")
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     output: Output = field(default_factory=Output)
@@ -196,6 +201,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed >= 2**31:
             raise UserError(f"seed must be below 2**31, not {self.seed}.")
+        if sum(warmup := self.optim.warmups[1]) >= self.train.steps:
+            raise UserError(
+                f"optim.warmup_steps takes {sum(warmup):,} steps, but train.steps is {self.train.steps:,}: "
+                "lower the one or raise the other."
+            )
         patch = self.model.patch_size
         if any(length % patch for length in self.data.crop):
             nearest = [max(round(length / patch), 1) * patch for length in self.data.crop]

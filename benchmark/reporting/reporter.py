@@ -1,5 +1,6 @@
 """What a run reports while it trains and when it ends: logs and pictures, the results, pushes to the Hub."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from benchmark.reporting.results import build_results, write_confusions, write_r
 from benchmark.reporting.run_folder import CONFUSION, MODEL, RESULTS, SAMPLES, RunFolder, write_durably
 from benchmark.reporting.tracking import Tracking
 from data_scripts.preparation import PreparedDataset
+
+GRAD_NORM = "grad_norm"  # among a step's losses: the norm of its gradients before they were clipped
 
 
 class Progress(Protocol):
@@ -83,7 +86,10 @@ class Reporter:
         names = [name for name in progress.losses[-1] if all(name in losses for losses in progress.losses)]
         means = {name: sum(losses[name] for losses in progress.losses) / count for name in names}
         speed = count * self.global_batch_size / seconds
-        values = {"train/loss" if name == "loss" else f"train/loss/{name}": mean for name, mean in means.items()}
+        tags = {"loss": "train/loss", GRAD_NORM: f"train/{GRAD_NORM}"}
+        values: dict[str, float | None] = {tags.get(name, f"train/loss/{name}"): mean for name, mean in means.items()}
+        if not math.isfinite(means.get(GRAD_NORM, 0.0)):  # fp16 leaves out such a step, and lowers its scale
+            values[tags[GRAD_NORM]] = None
         values |= {"train/lr": rates[0], "speed/images_per_second": speed}
         if len(rates) > 1:
             values["train/encoder_lr"] = rates[1]

@@ -106,8 +106,17 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def write_confusions(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """Write confusion.npz: for each validation dataset an int64 (n, 4) of image, label, prediction, pixels."""
+    """Write confusion.npz: for each validation dataset an int64 (n, 4) of image, label, prediction, pixels.
+
+    Other evaluators' counts, int64 (n, ...) of image, place and count, are under <dataset>/<evaluator>.
+    """
     arrays = {name: evaluation.confusions for name, evaluation in evaluations.items()}
+    arrays |= {
+        f"{name}/{evaluator}": counts
+        for name, evaluation in evaluations.items()
+        for evaluator, counts in evaluation.counts.items()
+        if counts is not evaluation.confusions
+    }
     write_atomically(path, file_bytes(lambda file: np.savez_compressed(file, **arrays)))
 
 

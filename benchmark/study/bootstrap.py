@@ -94,7 +94,7 @@ def intersection_and_union(confusions: np.ndarray, images: int, classes: int) ->
     return intersection, add(label) + add(prediction) - intersection
 
 
-def mean_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
+def mean_ratio(numerators: np.ndarray, denominators: np.ndarray, frequencies: np.ndarray | None = None) -> float:
     """The score of a whole split: the mean over classes of sum of numerators / sum of denominators over images.
 
     A class whose denominators are all 0 is left out of the mean, as in results.json. With intersections and unions
@@ -102,11 +102,12 @@ def mean_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
 
     Args:
         numerators, denominators: (images, classes), at least 0.
+        frequencies: (images, classes), at least 0: a class weighs as much as its sum of them; all alike where None.
 
     Raises:
         ValueError: no class is left.
     """
-    return float(bootstrap_scores(numerators, denominators, np.ones((1, len(numerators))))[0])
+    return float(bootstrap_scores(numerators, denominators, np.ones((1, len(numerators))), frequencies)[0])
 
 
 def image_weights(dataset: str, images: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -122,11 +123,13 @@ def image_weights(dataset: str, images: int, draws: int = DRAWS, seed: int = 0) 
     return weights
 
 
-def bootstrap_scores(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def bootstrap_scores(
+    numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray, frequencies: np.ndarray | None = None
+) -> np.ndarray:
     """The score under each row of weights.
 
     Args:
-        numerators, denominators: (images, classes), as in `mean_ratio`.
+        numerators, denominators, frequencies: (images, classes), as in `mean_ratio`.
         weights: (draws, images). float32 gives scores within 1e-7 of those of float64, at twice the speed.
 
     Returns:
@@ -138,13 +141,18 @@ def bootstrap_scores(numerators: np.ndarray, denominators: np.ndarray, weights: 
     present = np.any(denominators, axis=0)
     if not present.any():
         raise ValueError("No class has a pixel: there is no score to draw.")
-    # One product for both, in the weights' precision.
-    counts = np.hstack([numerators[:, present], denominators[:, present]]).astype(weights.dtype)
+    # One product for all, in the weights' precision.
+    parts = [numerators, denominators] if frequencies is None else [numerators, denominators, frequencies]
+    counts = np.hstack([part[:, present] for part in parts]).astype(weights.dtype)
     scores = np.empty(len(weights))
     for start in range(0, len(weights), CHUNK):
         sums = weights[start : start + CHUNK] @ counts
-        above, below = np.split(sums, 2, axis=1)
-        scores[start : start + CHUNK] = (above / below).mean(axis=1, dtype=np.float64)
+        above, below, *often = np.split(sums, len(parts), axis=1)
+        chunk = slice(start, start + CHUNK)
+        if often:
+            scores[chunk] = (above / below * often[0]).sum(axis=1, dtype=np.float64) / often[0].sum(axis=1)
+        else:
+            scores[chunk] = (above / below).mean(axis=1, dtype=np.float64)
     return scores
 
 
@@ -170,11 +178,13 @@ def small_sample_factor(denominators: np.ndarray) -> float:
     return float(np.sqrt(variance.sum() / seen)) if seen > 0 else 1.0
 
 
-def draw_run(numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray) -> Run:
+def draw_run(
+    numerators: np.ndarray, denominators: np.ndarray, weights: np.ndarray, frequencies: np.ndarray | None = None
+) -> Run:
     """What is kept of one run; arguments and errors as for `bootstrap_scores`."""
     return Run(
-        mean_ratio(numerators, denominators),
-        bootstrap_scores(numerators, denominators, weights),
+        mean_ratio(numerators, denominators, frequencies),
+        bootstrap_scores(numerators, denominators, weights, frequencies),
         small_sample_factor(denominators),
     )
 

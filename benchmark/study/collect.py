@@ -14,7 +14,8 @@ from benchmark.recipe.identity import identity
 from benchmark.recipe.parser import load_recipe
 from benchmark.recipe.schema import KEYS
 from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results
-from benchmark.study.bootstrap import intersection_and_union, mean_ratio
+from benchmark.study.bootstrap import mean_ratio
+from benchmark.study.metrics import TITLES, Counts, image_counts
 from benchmark.study.status import FAILED, FINISHED, Status, run_status
 from benchmark.study.study import STUDY
 
@@ -31,7 +32,7 @@ class Trained:
         encoder: what it is called in tables.
         results: results.json.
         keys: the recipe's identity.
-        intersections, unions: float64 (images, classes), in pixels, of the first validation dataset.
+        counts: of the first validation dataset, by metric: what its score is drawn from.
     """
 
     folder: Path
@@ -39,12 +40,16 @@ class Trained:
     encoder: str
     results: dict[str, Any]
     keys: dict[str, Any]
-    intersections: np.ndarray
-    unions: np.ndarray
+    counts: dict[str, Counts]
 
     @property
-    def score(self) -> float:
-        return float(self.results["mean_iou"])
+    def unions(self) -> np.ndarray:
+        """(images, classes), in pixels."""
+        return self.counts["mean_iou"].denominators
+
+    def score(self, metric: str = "mean_iou") -> float:
+        """A score of the first validation dataset, in 0..1."""
+        return float(self.results[metric])
 
     @property
     def classes(self) -> list[str]:
@@ -147,29 +152,32 @@ def read_run(folder: Path, name: str) -> Trained:
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
     """
-    results, counts = read_results(folder / RESULTS), None
+    results = read_results(folder / RESULTS)
     if not (folder / RECIPE).exists():
         raise UserError(f"{folder} has no {RECIPE}: restore it, or remove the folder.")
     keys = identity(load_recipe([str(folder / RECIPE)]))
     validation = next(iter(results["datasets"]))
     try:
         with np.load(folder / CONFUSION) as file:
-            counts = file[validation]
+            arrays = dict(file)
         images = results["datasets"][validation]["fingerprint"]["counts"]["validation"]
-        intersections, unions = intersection_and_union(counts, images, len(results["iou"]))
-        measured = mean_ratio(intersections, unions)
+        counts = image_counts(arrays, validation, images, len(results["iou"]))
+        measured = {metric: mean_ratio(*counts[metric]) for metric in counts if results.get(metric) is not None}
     except Exception as error:  # NumPy and zip have many for a damaged file
         raise UserError(
             f"{folder / CONFUSION} is missing or damaged ({error}): remove results.json, and the run's command writes "
             "both again."
         ) from None
-    if results["mean_iou"] is None or abs(measured - results["mean_iou"]) > 1e-9:
-        raise UserError(
-            f"{folder}: {CONFUSION} gives a mIoU of {measured:.6f} and {RESULTS} says {results['mean_iou']}; they do "
-            "not belong together: train the run again."
-        )
+    if "mean_iou" not in measured:
+        raise UserError(f"{folder}: {RESULTS} has no mIoU: train the run again.")
+    for metric, value in measured.items():
+        if abs(value - results[metric]) > 1e-9:
+            raise UserError(
+                f"{folder}: {CONFUSION} gives a {TITLES[metric]} of {value:.6f} and {RESULTS} says {results[metric]}; "
+                "they do not belong together: train the run again."
+            )
     match = SEEDED.fullmatch(folder.resolve().name)
-    return Trained(folder, name, match.group(1) if match else results["encoder"], results, keys, intersections, unions)
+    return Trained(folder, name, match.group(1) if match else results["encoder"], results, keys, counts)
 
 
 def learning_curve(run: Trained) -> list[tuple[int, float]]:

@@ -7,17 +7,10 @@ import numpy as np
 
 from benchmark.study import statistics
 from benchmark.study.answer import Thresholds, answer
-from benchmark.study.bootstrap import (
-    DRAWS,
-    Run,
-    Scores,
-    SeedNoise,
-    draw_run,
-    image_weights,
-    seed_noise,
-    setting_scores,
-)
+from benchmark.study.bootstrap import DRAWS, Scores, SeedNoise
 from benchmark.study.collect import RARE, Collection, Group, Trained, learning_curve
+from benchmark.study.metrics import OTHERS
+from benchmark.study.scores import add_metrics, draw_other_scores, draw_scores
 
 
 def build_report(
@@ -32,17 +25,15 @@ def build_report(
     thresholds = thresholds or Thresholds()
     groups = [group for group in collection.groups if group.runs]
     notes = list(collection.notes)
-    drawn = _draw(groups, draws, seed)
-    noises, sources = _seed_noises(groups, draws, seed)
-    scores = {
-        group.setting: setting_scores(group.setting, drawn[group.setting], noises[group.setting], seed)
-        for group in groups
-    }
+    scores, noises, sources = draw_scores(groups, draws, seed)
+    others = draw_other_scores(groups, draws, seed)
     settings = []
     for group in collection.groups:
         if group.runs:
             noise = _noise_entry(noises[group.setting], sources[group.setting])
             settings.append(_setting(group, scores[group.setting], noise, notes))
+            metrics = {metric: found[group.setting] for metric, found in others.items() if group.setting in found}
+            add_metrics(settings[-1]["rows"], metrics)
         else:
             settings.append(_empty_setting(group))
             notes.append(f"{group.setting}: no run is finished.")
@@ -57,39 +48,6 @@ def build_report(
         "settings": settings,
         "pairs": pairs,
     }
-
-
-def _draw(groups: Sequence[Group], draws: int, seed: int) -> dict[str, dict[str, list[Run]]]:
-    """By setting and encoder, the draws of each run, under one set of weights a dataset."""
-    found: dict[str, dict[str, list[Run]]] = {group.setting: {} for group in groups}
-    for dataset in dict.fromkeys(run.dataset for group in groups for run in group.runs):
-        weights = None
-        for group in groups:
-            for run in (run for encoder in group.encoders for run in group.of(encoder) if run.dataset == dataset):
-                if weights is None:
-                    weights = image_weights(dataset, len(run.unions), draws, seed)
-                runs = found[group.setting].setdefault(run.encoder, [])
-                runs.append(draw_run(run.intersections, run.unions, weights))
-    return found
-
-
-def _seed_noises(groups: Sequence[Group], draws: int, seed: int) -> tuple[dict[str, SeedNoise], dict[str, str | None]]:
-    """By setting, its seed noise, and the setting from which it is borrowed where no model of its own has two seeds."""
-    noises = {
-        group.setting: seed_noise(
-            [[run.score for run in group.of(encoder)] for encoder in group.encoders], draws, group.setting, seed
-        )
-        for group in groups
-    }
-    sources: dict[str, str | None] = dict.fromkeys(noises)
-    known = [group for group in groups if noises[group.setting].degrees_of_freedom]
-    found = dict(noises)
-    for group in groups:
-        if known and noises[group.setting].image_sampling_only:
-            same = [other for other in known if other.runs[0].dataset == group.runs[0].dataset]
-            lender = max(same or known, key=lambda other: noises[other.setting].degrees_of_freedom)
-            found[group.setting], sources[group.setting] = noises[lender.setting], lender.setting
-    return found, sources
 
 
 def _noise_entry(noise: SeedNoise, source: str | None) -> dict[str, Any]:
@@ -157,7 +115,7 @@ def _missing(group: Group) -> list[dict[str, Any]]:
 
 def _row(runs: Sequence[Trained]) -> dict[str, Any]:
     """What is said of one encoder apart from its draws: means over its seeds."""
-    mean, std = statistics.seed_summary([run.score for run in runs])
+    mean, std = statistics.seed_summary([run.score() for run in runs])
     first = runs[0]
 
     def over_seeds(name: str) -> float | None:
@@ -194,9 +152,9 @@ def _row(runs: Sequence[Trained]) -> dict[str, Any]:
 
 def _run(run: Trained) -> dict[str, Any]:
     device, precision = run.kind_of_device
-    measured = {name: run.results.get(name) for name in ("images_per_second", "peak_memory_bytes")}
+    measured = {name: run.results.get(name) for name in ("images_per_second", "peak_memory_bytes", *OTHERS)}
     where = {"device": device, "precision": precision, "folder": run.name}
-    return {"seed": run.results["seed"], "mean_iou": run.score, "gpu_hours": run.gpu_hours, **measured, **where}
+    return {"seed": run.results["seed"], "mean_iou": run.score(), "gpu_hours": run.gpu_hours, **measured, **where}
 
 
 def _mark_front(rows: Sequence[dict[str, Any]]) -> None:

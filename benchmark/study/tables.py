@@ -5,6 +5,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from benchmark.study.metrics import OTHERS, TITLES
+
 COLUMNS = (
     "encoder",
     "seeds",
@@ -21,9 +23,11 @@ COLUMNS = (
     "GFLOPs",
 )
 PAIR_COLUMNS = ("cheap", "dear", "encoders", "tau", "95 % interval", "p", "choice", "regret", "at most", "cost ratio")
+METRIC_COLUMNS = ("%", "95 % interval", "rank set")
 RUN_KEYS = (
     *("setting", "encoder", "model", "seed", "state", "dataset", "protocol", "steps", "mean_iou", "parameters"),
     *("trainable_parameters", "gpu_hours", "images_per_second", "peak_memory_bytes", "gflops", "device", "precision"),
+    *OTHERS,
     "folder",
 )
 
@@ -57,6 +61,21 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def metric_columns(setting: dict[str, Any]) -> tuple[str, ...]:
+    """The heads of a setting's table of other metrics; none where its runs have none."""
+    names = setting["rows"][0].get("metrics", {})
+    return ("encoder", *(f"{TITLES[name]}: {what}" for name in names for what in METRIC_COLUMNS)) if names else ()
+
+
+def metric_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of a setting under `metric_columns`; scores in per cent."""
+    found = [
+        (number(m["score"], 2, 100), interval(m["interval"], 2, 100), interval(m["rank_set"], 0))
+        for m in row["metrics"].values()
+    ]
+    return row["encoder"], *(cell for three in found for cell in three)
+
+
 def pair_cells(pair: dict[str, Any]) -> tuple[str, ...]:
     """A pair of settings under PAIR_COLUMNS; regret in points of mIoU."""
     return (
@@ -81,6 +100,8 @@ def markdown(report: dict[str, Any]) -> str:
         if setting["rows"]:
             parts.append(describe_setting(setting))
             parts.append(_markdown_table(COLUMNS, [cells(row) for row in setting["rows"]]))
+            if columns := metric_columns(setting):
+                parts.append(_markdown_table(columns, [metric_cells(row) for row in setting["rows"]]))
         parts += _points([missing_sentence(run) for run in setting["missing"]])
     if report["pairs"]:
         parts.append("## Agreement between settings")
@@ -122,6 +143,9 @@ def latex(report: dict[str, Any]) -> str:
         if setting["rows"]:
             caption = f"{setting['setting']}. {describe_setting(setting)}"
             parts.append(_latex_table(COLUMNS, [cells(row) for row in setting["rows"]], caption, left=1))
+            if columns := metric_columns(setting):
+                caption = f"{setting['setting']}: other metrics, in per cent."
+                parts.append(_latex_table(columns, [metric_cells(row) for row in setting["rows"]], caption, left=1))
     if report["pairs"]:
         caption = "Agreement between settings; regret in points of mIoU."
         parts.append(_latex_table(PAIR_COLUMNS, [pair_cells(pair) for pair in report["pairs"]], caption, left=2))

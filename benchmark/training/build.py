@@ -17,6 +17,7 @@ from benchmark.evaluation.loop import Evaluation, evaluate
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.encoder import encoder_defaults
 from benchmark.models.encoder_checkpoint import download_weights, load_encoder_weights
+from benchmark.models.linear_head import inverse_frequencies
 from benchmark.models.modeling import SegmentationModel, parameter_counts
 from benchmark.models.windows import MAX_WINDOWS, num_windows
 from benchmark.recipe.identity import identity, protocol, public
@@ -80,8 +81,13 @@ def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
     )
 
 
-def model_config(recipe: Recipe, classes: Sequence[str], colors: Sequence[Sequence[int]] | None) -> SegmentationConfig:
-    """The model that the recipe describes, for `classes`."""
+def model_config(
+    recipe: Recipe,
+    classes: Sequence[str],
+    colors: Sequence[Sequence[int]] | None,
+    pixels: Mapping[str, int] | None = None,
+) -> SegmentationConfig:
+    """The model that the recipe describes, for `classes`; `pixels` as in `class_weights`."""
     defaults = encoder_defaults(recipe.model.encoder)
     return SegmentationConfig(
         encoder=recipe.model.encoder,
@@ -96,7 +102,27 @@ def model_config(recipe: Recipe, classes: Sequence[str], colors: Sequence[Sequen
         colors=colors,
         id2label=dict(enumerate(classes)),
         label2id={name: index for index, name in enumerate(classes)},
+        class_weights=class_weights(recipe, classes, pixels),
     )
+
+
+def class_weights(recipe: Recipe, classes: Sequence[str], pixels: Mapping[str, int] | None) -> list[float] | None:
+    """What each class weighs in the loss, None where all weigh 1; UserError where a list is not of one for each class.
+
+    Args:
+        pixels: of the training split, by class; None where the dataset is not known yet: all then weigh 1.
+    """
+    weights = recipe.loss.class_weights
+    if weights is None:
+        return None
+    if weights == "inverse_frequency":
+        return inverse_frequencies([pixels[name] for name in classes] if pixels else [1] * len(classes))
+    if len(weights) != len(classes):
+        raise UserError(
+            f"loss.class_weights holds {len(weights)} numbers, but {recipe.data.train} has {len(classes)} classes: "
+            "give one number for each class."
+        )
+    return [float(weight) for weight in weights]
 
 
 def check_model(recipe: Recipe) -> tuple[int, int]:
@@ -135,7 +161,8 @@ def build_model(
         load_weights: false where a checkpoint will replace them.
     """
     torch.manual_seed(recipe.seed)
-    model = SegmentationModel(model_config(recipe, dataset.classes, dataset.colors))
+    pixels = dataset.report["splits"]["train"]["pixels"]
+    model = SegmentationModel(model_config(recipe, dataset.classes, dataset.colors, pixels))
     lines = []
     if load_weights and recipe.model.init_from:
         lines = start_from(model, recipe.model.init_from)
@@ -159,9 +186,25 @@ def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, acceler
         weight_decay=optim.weight_decay,
         betas=optim.betas,
         eps=optim.eps,
+        layer_decay=optim.layer_decay,
     )
-    schedule = partial(set_learning_rates, steps=recipe.train.steps, power=optim.poly_power)
-    return Step(model, optimizer, schedule, plan, accelerator)
+    schedule = partial(
+        set_learning_rates,
+        steps=recipe.train.steps,
+        power=optim.poly_power,
+        schedule=optim.schedule,
+        warmups=optim.warmups,
+    )
+    return Step(
+        model,
+        optimizer,
+        schedule,
+        plan,
+        accelerator,
+        steps=recipe.train.steps,
+        clip_norm=optim.clip_norm,
+        ema_decay=recipe.train.ema_decay,
+    )
 
 
 def build_reporter(

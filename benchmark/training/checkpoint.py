@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there: written under another name, verified when read, and never unpickled.
 
-A checkpoint is a folder checkpoints/step-00001000 with model.safetensors, optimizer.safetensors, state.json and
-manifest.json, which says step, identity and world size, and the sums of the other files.
+A checkpoint is a folder checkpoints/step-00001000 with model.safetensors, optimizer.safetensors, ema.safetensors (where
+the run averages its weights), state.json and manifest.json, which says step, identity and world size, and the sums of
+the other files.
 """
 
 import json
@@ -31,6 +32,7 @@ from benchmark.reporting import run_folder
 from benchmark.reporting.manifest import MANIFEST, Damaged, encode_manifest, entry, read_files, read_manifest
 from benchmark.reporting.run_folder import sync, writing
 from benchmark.training.launch import on_main_process
+from benchmark.training.optim import MovingAverage
 
 logger = logging.getLogger(__name__)
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -104,6 +106,7 @@ def save_checkpoint(
     *,
     identity: str,
     keep: int,
+    average: MovingAverage | None = None,
 ) -> None:
     """Write a checkpoint under `folder`, then remove all but the newest `keep` up to it.
 
@@ -114,6 +117,7 @@ def save_checkpoint(
 
     Args:
         identity: the hash of the run's identity, which `find_checkpoint` compares.
+        average: of the weights, where the run has one.
 
     Raises:
         UserError: a weight is not finite, so that the checkpoint would be of no use, or the disk refuses to be written.
@@ -124,6 +128,8 @@ def save_checkpoint(
         tensors["optimizer"] = _flatten(state.get("state", {}))
     if not accelerator.is_main_process:
         return
+    if average:
+        tensors["ema"] = average.state_dict()
     step = progress.step
     for name, weight in tensors["model"].items():
         if not weight.isfinite().all():
@@ -214,9 +220,13 @@ def read_checkpoint(path: Path, identity: str | None = None) -> Checkpoint:
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None = None,
 ) -> Progress:
-    """Load weights and moments, and return the progress. Every process calls it.
+    """Load weights, moments and the weights' average, and return the progress. Every process calls it.
 
     Raises:
         UserError: it was written under DeepSpeed, or is to be loaded under it.
@@ -237,6 +247,8 @@ def load_checkpoint(
         },
         options=OPTIONS,
     )
+    if average:
+        average.load_state_dict(safetensors.torch.load(files["ema.safetensors"]))
     return Progress.from_json(files["state.json"])
 
 

@@ -14,6 +14,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
@@ -64,6 +65,13 @@ def start_processes(recipe: Recipe) -> Accelerator:
             f"{world_size} processes were launched, but each would train alone: on a CPU launch them with "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 --num_processes {world_size}."
         )
+    if recipe.optim.clip_norm and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            "optim.clip_norm does not work under DeepSpeed: use accelerate_configs/fsdp.yaml, or set it to null."
+        )
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if recipe.train.ema_decay and sharded:
+        raise UserError("train.ema_decay cannot average sharded weights: set it to 0, or use multi_gpu.yaml.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
         raise UserError(
             "FSDP was asked for, but accelerate supports it, as version 2, for several GPU processes only: "

@@ -80,7 +80,8 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
                 folder.log(f"error: {as_sentence(error) or error}")
             end_early(reporter, error)
             raise
-        results = reporter.finish(evaluations, gather_weights(accelerator, step.model))
+        with step.averaged():
+            results = reporter.finish(evaluations, gather_weights(accelerator, step.model))
         say(f"{score_table(results)}\nThe model, its results and its logs are in {folder}.")
     accelerator.end_training()
     return results
@@ -136,7 +137,8 @@ def run_steps(
             note_best(recipe, step, progress, evaluations, folder)
         progress.logged_step = number
         if recipe.output.hub_model_id and number < settings.steps and number % push_every == 0:
-            reporter.push(evaluations, gather_weights(step.accelerator, step.model))
+            with step.averaged():
+                reporter.push(evaluations, gather_weights(step.accelerator, step.model))
         preemption.check()
     # No step is left where all but the results was written.
     return evaluations or evaluate(recipe, step, progress, datasets, preemption)
@@ -152,7 +154,9 @@ def evaluate(
     """Score the model on each validation dataset."""
     size = recipe.train.eval_batch_size
     advice = f"set train.eval_batch_size to {size // 2}" if size > 1 else None
-    with progress.timed("eval_seconds"), explain_out_of_memory(f"An evaluation of {size} windows at once", advice):
+    step.anneal(progress.step / recipe.train.steps)
+    too_many = f"An evaluation of {size} windows at once"
+    with progress.timed("eval_seconds"), explain_out_of_memory(too_many, advice), step.averaged():
         return build.evaluate_datasets(
             recipe,
             step.unwrapped_model(),
@@ -173,7 +177,8 @@ def note_best(
     if score > progress.best:
         progress.best, progress.best_step = score, progress.step
         if recipe.train.keep_best:
-            weights = gather_weights(step.accelerator, step.model)
+            with step.averaged():
+                weights = gather_weights(step.accelerator, step.model)
             if step.accelerator.is_main_process:
                 note = "chosen on the validation data, whose score is therefore too high"
                 chosen = {"step": progress.step, "mean_iou": score, "note": note}
@@ -202,6 +207,7 @@ def save(recipe: Recipe, step: Step, losses: Losses, progress: Progress, folder:
         progress,
         identity=identity_hash(recipe),
         keep=recipe.train.keep_checkpoints,
+        average=step.average,
     )
 
 
@@ -214,7 +220,7 @@ def load_progress(checkpoint: Checkpoint | None, step: Step, dataset: PreparedDa
     digest = dataset.fingerprint["digest"]
     if checkpoint is None:
         return Progress(digest=digest)
-    progress = load_checkpoint(checkpoint, step.accelerator, step.model, step.optimizer.optimizer)
+    progress = load_checkpoint(checkpoint, step.accelerator, step.model, step.optimizer.optimizer, step.average)
     if progress.digest != digest and progress.digest.startswith(CONTENT):
         raise UserError(
             f"{folder} was trained on other files of {dataset.name} than data.root holds now: "

@@ -1,17 +1,21 @@
 """One optimizer step: batches in, losses out."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmark.data.color_jitter import color_jitter
 from benchmark.data.step_plan import StepPlan
 from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize
+from benchmark.reporting.reporter import GRAD_NORM
 from benchmark.training.memory import explain_out_of_memory
+from benchmark.training.optim import MovingAverage
 
 
 class Step:
@@ -20,6 +24,9 @@ class Step:
     Args:
         model: unwrapped, on its device; its blocks may be compiled.
         schedule: sets and returns an optimizer's learning rates for a step, counted from 1.
+        steps: of the whole training.
+        clip_norm: the most that the norm of all gradients together may be; larger ones are scaled down to it.
+        ema_decay: of a moving average of the weights; 0 for none.
 
     Attributes:
         model, optimizer: as accelerate prepared them.
@@ -33,7 +40,13 @@ class Step:
         schedule: Callable[..., list[float]],
         plan: StepPlan,
         accelerator: Accelerator,
+        *,
+        steps: int,
+        clip_norm: float | None = None,
+        ema_decay: float = 0.0,
     ):
+        self.steps, self.clip_norm = steps, clip_norm
+        self.average = MovingAverage(model, ema_decay) if ema_decay else None
         self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -41,13 +54,15 @@ class Step:
         """Make `step`, counted from 1, from the next micro batches.
 
         Returns:
-            This process's loss and its parts, scalars on the device: a step does not wait for the host.
+            This process's loss and its parts, and, where it is clipped, the gradients' norm before: scalars on the
+            device, because a step does not wait for the host.
 
         Raises:
             UserError: a micro batch does not fit into memory.
         """
-        losses = []
+        losses, norm = [], {}
         self.set_rates(step)
+        self.anneal((step - 1) / self.steps)
         with explain_out_of_memory(*self._memory_advice()):
             for _ in range(self.plan.accumulation):
                 inputs = prepare_batch(
@@ -57,10 +72,27 @@ class Step:
                     with self.accelerator.autocast():
                         outputs = self.model(**inputs)
                     self.accelerator.backward(outputs.loss)
+                    if self.clip_norm is not None and self.accelerator.sync_gradients:
+                        norm = {GRAD_NORM: self._clip(self.clip_norm)}
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                 losses.append({"loss": outputs.loss.detach(), **(outputs.get("loss_parts") or {})})
-        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+        if self.average:
+            self.average.update()
+        return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]} | norm
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """In it the model has the weights that are evaluated and saved: their moving average, where there is one."""
+        return self.average.in_place() if self.average else nullcontext()
+
+    def _clip(self, most: float) -> Tensor:
+        """Scale all gradients down to a common norm of `most`, where it is larger; return what it was."""
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), most).detach()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def anneal(self, progress: float) -> None:
+        """Tell the model which share of its training is over, in 0..1."""
+        self.unwrapped_model().anneal(progress)
 
     def set_rates(self, step: int) -> list[float]:
         """Set the learning rates of `step`, counted from 1, and return them: the head's, then the encoder's."""

@@ -1,25 +1,38 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
 import yaml
+from huggingface_hub import HfApi
 from launching import ROOT
 
-from benchmark.commands.encoders import main
+from benchmark.commands import encoders
+from benchmark.commands.encoders import Hub, main
 from benchmark.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def gflops(monkeypatch):
+    """Counting takes a second for each model: only its own test does it."""
+    original = encoders.gflops
+    monkeypatch.setattr(encoders, "gflops", lambda name: "1")
+    return original
+
+
 def table(capsys, *arguments: str) -> dict[str, dict[str, str]]:
-    """What the command prints, row by row under the encoder's name; the last three columns hold no space."""
+    """What the command prints, row by row under the encoder's name; the last six columns hold no space."""
     main(arguments)
     header, *lines = capsys.readouterr().out.splitlines()
     recipe, pretraining = header.index("recipe"), header.index("pretraining")
     rows = {}
     for line in lines:
-        words, parameters, pixels, patch = line.rsplit(maxsplit=3)
+        words, parameters, pixels, patch, gflops, licence, gated = line.rsplit(maxsplit=6)
         rows[line[:recipe].strip()] = {
             "parameters": int(parameters.replace(",", "")),
             "pixels": pixels,
             "patch": patch,
+            "terms": (gflops, licence, gated),
             "recipe": line[recipe:pretraining].strip(),
             "pretraining": words[pretraining:],
         }
@@ -28,9 +41,8 @@ def table(capsys, *arguments: str) -> dict[str, dict[str, str]]:
 
 def test_without_a_pattern_every_recipe_is_listed_with_its_own_first_line(capsys, monkeypatch):
     # The models are not built here: that is seconds, and tested below.
-    monkeypatch.setattr(
-        "benchmark.commands.encoders.known_encoders", lambda found: ((c, ("1", "2x2", "3")) for c in found)
-    )
+    facts = ("1", "2x2", "3", "4", "mit", "?")
+    monkeypatch.setattr("benchmark.commands.encoders.known_encoders", lambda found: ((c, facts) for c in found))
     rows = table(capsys)
     files = sorted((ROOT / "recipes/encoders").glob("*.yaml"))
     assert sorted(row["recipe"] for row in rows.values()) == [str(file.relative_to(ROOT)) for file in files]
@@ -69,6 +81,28 @@ def test_numbers_are_timms_less_pooling_neck_and_classifier(capsys, name, pixels
     expected = sum(p.numel() for key, p in parameters if not key.startswith(unused))
     row = table(capsys, name)[name]
     assert (row["parameters"], row["pixels"], row["patch"]) == (expected, pixels, patch)
+
+
+def test_gflops_and_terms(capsys, monkeypatch, gflops):
+    """12 blocks of a ViT-S at 512x512: 1,025 tokens of width 384; the Hub is asked until it does not answer."""
+    monkeypatch.setattr(encoders, "gflops", gflops)
+    row = table(capsys, "vit_small_patch14_dinov2.lvd142m")["vit_small_patch14_dinov2.lvd142m"]
+    tokens, width = 1025, 384
+    embedding, block = 1024 * 3 * 16 * 16 * width, 12 * tokens * width**2 + 2 * tokens**2 * width
+    assert row["terms"] == (f"{2 * (embedding + 12 * block) / 1e9:.0f}", "apache-2.0", "?")
+
+    asked = []
+
+    def model_info(self, repository, **_):
+        asked.append(repository)
+        if len(asked) == 3:
+            raise ConnectionError
+        return SimpleNamespace(gated="manual" if len(asked) == 1 else False)
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    hub = Hub()
+    assert [hub.gated(name) for name in ("a/x", "a/y", None, "a/z", "a/z")] == ["yes", "no", "?", "?", "?"]
+    assert asked == ["a/x", "a/y", "a/z"]
 
 
 def test_what_can_be_no_encoder_is_left_out(capsys):

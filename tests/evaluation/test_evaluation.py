@@ -79,7 +79,12 @@ def test_scores_confusions_and_samples_agree(split):
     result = evaluate(
         Thirds(), split, CLASSES, Accelerator(cpu=True), batch_size=3, num_workers=0, sample_indices=[0, 5]
     )
-    assert result.scores == scores(torch.from_numpy(truth(split)), CLASSES)
+    expected = scores(torch.from_numpy(truth(split)), CLASSES)
+    assert {name: result.scores[name] for name in expected} == expected
+    boundary = np.zeros((2, 4), int)
+    np.add.at(boundary, tuple(result.counts["boundary_iou"][:, 1:3].T), result.counts["boundary_iou"][:, 3])
+    ious = [above / below if below else None for above, below in boundary.T.tolist()]
+    assert list(result.scores["boundary_iou"].values()) == ious
     assert result.scores["iou"]["never"] is None and result.scores["absent_classes"] == 1
     assert [sample.index for sample in result.samples] == [0, 5]
     assert (result.samples[1].prediction == 2).all()

@@ -60,6 +60,15 @@ def _setting(random, name: str, encoders: list[str], true, classes: int, seeds: 
                 **{"gpu_hours": random.uniform(0.5, 9), "images_per_second": random.uniform(20, 90)},
                 **{"peak_memory_bytes": 12_345_678_901, "gflops": random.uniform(100, 400)},
                 **{"device": "cuda (NVIDIA H100)", "precision": "bf16", "iou": iou, "curve": curve, "runs": runs_said},
+                "metrics": {
+                    name: {
+                        "score": mean,
+                        "interval": [mean - 0.02, mean + 0.02],
+                        "rank": 1,
+                        "rank_set": [1, 2],
+                    }
+                    for name in ("mean_boundary_iou", "mean_accuracy")
+                },
             }
         )
     rows.sort(key=lambda row: -row["mean_iou"])

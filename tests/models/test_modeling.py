@@ -53,7 +53,7 @@ def test_weights_that_do_not_fit_are_an_error(tmp_path, damage):
 
 
 def test_an_unknown_head_is_refused():
-    with pytest.raises(ModelError, match="one of linear, mask2former"):
+    with pytest.raises(ModelError, match="one of linear, multilayer_linear, mask2former"):
         build(head="linaer")
 
 

@@ -1,11 +1,13 @@
 """The linear head's loss beside torch's own upsampling and cross-entropy in double precision."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 
 from benchmark.models import linear_head as module
-from benchmark.models.linear_head import upsampled_cross_entropy
+from benchmark.models.linear_head import inverse_frequencies, upsampled_cross_entropy
 from benchmark.models.upsampling import bands, bilinear_mix
 
 SHAPES = [
@@ -17,9 +19,13 @@ SHAPES = [
 ]
 
 
-def oracle(logits, labels):
+def oracle(logits, labels, weights=None):
     """Each image's loss, by torch's own functions in double precision."""
     large = F.interpolate(logits.double(), labels.shape[-2:], mode="bilinear")
+    if weights is not None:
+        weights = torch.tensor(weights, dtype=torch.float64)
+        images = zip(large[:, None], labels[:, None].long(), strict=True)
+        return torch.stack([F.cross_entropy(image, label, weights, ignore_index=255) for image, label in images])
     loss = F.cross_entropy(large, labels.long(), ignore_index=255, reduction="none").sum(dim=(1, 2))
     return loss / (labels != 255).sum(dim=(1, 2)).clamp(min=1)
 
@@ -31,9 +37,9 @@ def example(batch, classes, grid, size, spread=3.0, ignored=0.3):
     return logits, labels.masked_fill(torch.rand(batch, *size, generator=generator) < ignored, 255)
 
 
-def derivatives(function, logits, labels):
+def derivatives(function, logits, labels, *weights):
     leaf = logits.clone().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()  # strides as a head's are
-    loss = function(leaf, labels)
+    loss = function(leaf, labels, *weights)
     weights = torch.arange(1, len(loss) + 1, device=loss.device)  # each image's own gradient, not only their sum
     (loss * weights).sum().backward()
     return loss.detach().double(), leaf.grad.double()
@@ -57,6 +63,35 @@ def test_an_image_without_a_label_has_neither_loss_nor_gradient():
     assert loss[1] == 0
     assert not gradient[1].any()
     assert gradient[0].any()
+
+
+@pytest.mark.parametrize("elements", [40, 2**19])
+def test_weighted_loss_and_gradient_are_torchs(elements, monkeypatch):
+    """Also with weights below 1, whose sum over an image may be, too, and with a class that weighs nothing."""
+    monkeypatch.setattr(module, "CPU_ELEMENTS", elements)
+    logits, labels = example(3, 5, (4, 4), (32, 32))
+    for weights in ([0.5, 2.0, 0.0, 1.0, 7.0], [1e-5] * 5):
+        loss, gradient = derivatives(upsampled_cross_entropy, logits, labels, weights)
+        expected_loss, expected_gradient = derivatives(oracle, logits, labels, weights)
+        assert (loss - expected_loss).abs().max() < 1e-6
+        assert (gradient - expected_gradient).abs().max() < 1e-6 * max(1.0, float(expected_gradient.abs().max()))
+    once = derivatives(upsampled_cross_entropy, logits, labels)[0]
+    assert torch.allclose(derivatives(upsampled_cross_entropy, logits, labels, [1.0] * 5)[0], once, rtol=1e-6)
+
+
+def test_an_image_whose_pixels_weigh_nothing_has_neither_loss_nor_gradient():
+    logits, labels = example(2, 3, (4, 4), (32, 32))
+    labels[0] = 1
+    loss, gradient = derivatives(upsampled_cross_entropy, logits, labels, [1.0, 0.0, 1.0])
+    assert loss[0] == 0 and not gradient[0].any() and gradient[1].any()
+
+
+def test_inverse_frequencies_are_scikit_learns_balanced_weights():
+    pixels = [40, 3, 7]
+    labels = np.repeat(np.arange(3), pixels)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert inverse_frequencies(pixels) == pytest.approx(expected.tolist(), rel=1e-12)
+    assert inverse_frequencies([40, 0, 3, 7]) == pytest.approx([expected[0], 0, *expected[1:]], rel=1e-12)
 
 
 @pytest.mark.parametrize("spread", [1e2, 1e4])

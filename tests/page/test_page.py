@@ -63,7 +63,7 @@ def nulled(value, keep=("name", "setting", "encoder", "better", "worse", "a", "b
 def test_tables_hold_the_reports_numbers():
     report = made_up_report()
     tables = Page(render_page(report, [])).tables
-    for setting, table in zip(report["settings"], tables[::2], strict=False):
+    for setting, table in zip(report["settings"], tables[::3], strict=False):
         assert [cells[0][0] for cells in table[1:]] == [row["encoder"] for row in setting["rows"]]
         for row, cells in zip(setting["rows"], table[1:], strict=True):
             shown = dict(zip((head for head, _ in table[0]), cells, strict=True))
@@ -76,6 +76,10 @@ def test_tables_hold_the_reports_numbers():
             assert float(shown["GPU-hours"][0]) == pytest.approx(row["gpu_hours"], rel=0.005)
             assert shown["parameters, M"][0] == f"{row['parameters'] / 1e6:.1f}"
             assert shown["peak memory, GiB"][0] == "11.50"
+            others = next(cells for cells in tables[tables.index(table) + 1] if cells[0][0] == row["encoder"])
+            found = row["metrics"]["mean_boundary_iou"]
+            assert others[1] == [f"{100 * found['score']:.2f}", str(found["score"])]
+            assert others[3][0] == f"{{}}{DASH}{{}}".format(*found["rank_set"])
             assert shown["Pareto front"][0] == ("yes" if row["pareto"] else "no")
     (pair,) = report["pairs"]
     agreement = next(table for table in tables if table[0][0][0] == "cheap setting")
@@ -120,6 +124,7 @@ def test_page_of_little_is_a_page(part):
             if part == "intervals":
                 row |= dict.fromkeys(("interval", "rank_set", "std"))
             if part == "numbers":
+                row["metrics"] = {name: dict.fromkeys(("score", "interval", "rank_set")) for name in row["metrics"]}
                 row |= {"iou": dict.fromkeys(row["iou"]), "interval": None, "rank_set": None, "seeds": []}
     page = render_page(report, [])
     parsed = Page(page)

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 
 import pytest
 
@@ -132,28 +133,36 @@ def test_numbers_may_be_written_in_scientific_notation(write):
 
 def base(key: str) -> list[str]:
     """The flags of a recipe in which `key` counts."""
-    if key.startswith("model.mask2former."):
-        return ["--model.head=mask2former"]
+    for head in ("mask2former", "eomt"):
+        if key.startswith(f"model.{head}."):
+            return [f"--model.head={head}"]
     return ["--data.train=folder"] if key.startswith("data.custom.") else []
 
 
+@cache
+def plain(key: str) -> Recipe:
+    """The base recipe."""
+    return load_recipe([], base(key))
+
+
+@cache
 def changed(key: str) -> Recipe:
     """The base recipe but for another value of `key`."""
     for value in (
-        *("7", "0.3", "0.75", "true", "false", "32", "mask2former", "fp32", "[x]", "[0.1, 0.2]", "[0.1, 0.2, 0.3]"),
-        *("[[1, 2, 3]]", "{1: 2}"),
+        *("7", "0.3", "0.75", "true", "false", "32", "mask2former", "fp32", "cosine", "[x]", "[0.1, 0.2]"),
+        *("[0.1, 0.2, 0.3]", "[[1, 2, 3]]", "{1: 2}"),
     ):
         try:
             recipe = load_recipe([], [*base(key), f"--{key}={value}"])
         except UserError:
             continue
-        if recipe.to_dict() != load_recipe([], base(key)).to_dict():
+        if recipe.to_dict() != plain(key).to_dict():
             return recipe
     raise AssertionError(f"no other value for {key}")
 
 
 def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
-    unchanged = {key for key in KEYS if protocol(changed(key)) == protocol(load_recipe([], base(key)))}
+    unchanged = {key for key in KEYS if protocol(changed(key)) == protocol(plain(key))}
     assert unchanged == {
         "seed",
         *(f"data.{key}" for key in ("root", "cache_dir", "num_workers", "custom.name", "custom.allow_absent")),
@@ -166,10 +175,10 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
 
 def test_sections_that_the_recipe_does_not_use_count_for_nothing():
     """Those of another head, and data.custom where no dataset is made of it."""
-    plain = load_recipe([])
-    for flag in ("--model.mask2former.num_points=7", "--data.custom.path=x"):
+    unchanged = load_recipe([])
+    for flag in ("--model.mask2former.num_points=7", "--model.eomt.num_blocks=7", "--data.custom.path=x"):
         other = load_recipe([], [flag])
-        assert protocol(other) == protocol(plain) and identity(other) == identity(plain)
+        assert protocol(other) == protocol(unchanged) and identity(other) == identity(unchanged)
 
 
 def test_a_hash_holds_only_what_differs_from_the_defaults(monkeypatch):
@@ -195,7 +204,7 @@ def test_a_seed_that_generators_cannot_take_is_refused():
 
 
 def test_a_run_may_be_resumed_on_another_machine_but_not_by_another_recipe():
-    kept = {key for key in KEYS if identity(changed(key)) == identity(load_recipe([], base(key)))}
+    kept = {key for key in KEYS if identity(changed(key)) == identity(plain(key))}
     assert {"data.root", "data.num_workers", "train.micro_batch_size", "train.compile", "output.dir"} <= kept
     assert not kept & {
         "seed",
@@ -213,3 +222,18 @@ def test_names_beyond_the_first_65536_characters_are_read(tmp_path):
     names = ["🚗 car", "道路", "Straße"]
     (tmp_path / "x.yaml").write_text(f"data: {{custom: {{classes: {json.dumps(names, ensure_ascii=False)}}}}}")
     assert list(load_recipe([str(tmp_path / "x.yaml")]).data.custom.classes) == names
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--optim.warmup_steps=[5, 5]", "--train.steps=10"], "takes 10 steps, but train.steps is 10: lower the one"),
+        (["--optim.warmup_steps=[5]"], r"one number or \[head, encoder\], not \[5\]"),
+        (["--optim.layer_decay=1.1"], "must be at most 1, not 1.1"),
+        (["--optim.clip_norm=0"], "clip_norm on the command line must be a number above 0 or null, not 0"),
+        (["--optim.schedule=step"], "must be one of poly, cosine, constant, not step"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_recipe([], flags)

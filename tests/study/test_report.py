@@ -12,6 +12,7 @@ from synthetic_runs import write_run
 from benchmark.errors import UserError
 from benchmark.study.answer import Thresholds
 from benchmark.study.collect import collect
+from benchmark.study.metrics import OTHERS
 from benchmark.study.report import build_report
 from benchmark.study.study import load_study
 from benchmark.study.tables import latex, markdown, run_rows
@@ -161,7 +162,7 @@ def test_text_tables_hold_every_row_and_hostile_names(folder):
     table = markdown(report)
     assert "a\\_b\\|c%&\\\\" in table
     assert r"a\_b|c\%\&\textbackslash{}" in latex(report)
-    assert latex(report).count(r"\bottomrule") == 3
+    assert latex(report).count(r"\bottomrule") == 5  # two of each setting, and the pairs
     rows = list(csv.DictReader(io.StringIO(run_rows(report))))
     assert len(rows) == 12
     for row in rows:
@@ -206,3 +207,27 @@ def test_the_papers_eighty_six_runs_give_the_whole_report(tmp_path):
     assert [len(setting["differences"]) for setting in report["settings"]] == [45] * 8
     assert [setting["seed_noise"]["from"] for setting in report["settings"]] == [None, *["default"] * 7]
     assert (study.folder / "report.html").stat().st_size < 2_000_000
+
+
+def test_other_metrics_have_an_interval_and_a_rank_set_of_their_own(folder):
+    report = build_report(collect([folder]), draws=500)
+    for setting in report["settings"]:
+        for row in setting["rows"]:
+            results = [json.loads((folder / run["folder"] / "results.json").read_text()) for run in row["runs"]]
+            assert set(row["metrics"]) == set(OTHERS)
+            for name, found in row["metrics"].items():
+                assert found["score"] == pytest.approx(np.mean([r[name] for r in results]), abs=1e-12)
+                assert found["interval"][0] < found["score"] < found["interval"][1]
+                assert found["rank_set"] == row["rank_set"] and found["rank"] == row["rank"]
+    text = markdown(report)
+    assert "boundary IoU: rank set" in text and f"{100 * row['metrics']['mean_accuracy']['score']:.2f}" in text
+    assert "boundary IoU: rank set" in latex(report)
+    assert "mean_boundary_iou" in run_rows(report).partition("\n")[0]
+
+
+def test_runs_without_boundary_counts_are_reported_without_boundary_iou(folder):
+    for path in folder.rglob("confusion.npz"):
+        arrays = {name: array for name, array in dict(np.load(path)).items() if "/" not in name}
+        np.savez_compressed(path, **arrays)
+    row = build_report(collect([folder]), draws=100)["settings"][0]["rows"][0]
+    assert "mean_accuracy" in row["metrics"] and "mean_boundary_iou" not in row["metrics"]

@@ -1,11 +1,15 @@
-"""The Mask2Former head in the loop, and that it can learn a few scenes by heart."""
+"""The heads of masks in the loop, and that Mask2Former's can learn a few scenes by heart."""
+
+import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from launching import parse
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmark.__main__ import main
 from benchmark.data.loaders import EvaluationSamples
 from benchmark.evaluation.loop import evaluate
 from benchmark.models.configuration import SegmentationConfig
@@ -22,6 +26,35 @@ def test_a_recipe_trains_and_scores_it(tiny, tmp_path):
     results = train(parse([*tiny, *MASK2FORMER, "--model.mask2former.num_points", "256", "--train.steps", "2"]))
     assert results["head"] == "mask2former" and 0 < results["mean_iou"] < 1
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_eomt_loses_its_masks_and_is_scored_the_same_again(tiny, tmp_path):
+    """In 8 steps: the last two of the tiny encoder's blocks have four phases. model_best is of step 4."""
+    flags = [*tiny, "--model.head", "eomt", "--model.eomt.num_points", "64", "--model.eomt.num_blocks", "2"]
+    flags += ["--train.steps", "8", "--train.eval_every", "4", "--train.keep_best", "true"]
+    seen = []
+    hook = register_optimizer_step_pre_hook(lambda *_: seen.append(list(SegmentationModel.latest.head.mask_shares)))
+
+    def note(self, progress, original=SegmentationModel.anneal):
+        SegmentationModel.latest = self
+        original(self, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationModel, "anneal", note)
+        patch.setattr(SegmentationModel, "latest", None, raising=False)
+        results = train(parse(flags))
+    hook.remove()
+    half = 0.5**0.9
+    assert [shares[0] for shares in seen] == pytest.approx([1, 1, 1, half, 0, 0, 0, 0])
+    assert [shares[1] for shares in seen] == pytest.approx([1, 1, 1, 1, 1, half, 0, 0])
+    saved = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert saved["head_options"]["mask_shares"] == [0, 0]
+    chosen = json.loads((tmp_path / "run/model_best/chosen.json").read_text())
+    shares = json.loads((tmp_path / "run/model_best/config.json").read_text())["head_options"]["mask_shares"]
+    assert shares == ([0, 1] if chosen["step"] == 4 else [0, 0])
+    for folder, score in (("model", results["mean_iou"]), ("model_best", chosen["mean_iou"])):
+        main(["evaluate", "--model", str(tmp_path / "run" / folder), "--output", str(tmp_path / "again.json")])
+        assert json.loads((tmp_path / "again.json").read_text())["mean_iou"] == score
 
 
 @pytest.mark.slow

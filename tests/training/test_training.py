@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from accelerate import Accelerator
@@ -20,8 +21,10 @@ from benchmark.__main__ import main
 from benchmark.data.step_plan import sample_index
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.errors import ModelError
+from benchmark.models.linear_head import upsampled_cross_entropy
 from benchmark.models.modeling import SegmentationModel
-from benchmark.training.build import prepare_datasets
+from benchmark.training.build import build_model, check_model, prepare_datasets
 from benchmark.training.launch import start_processes
 from benchmark.training.loop import train
 from benchmark.training.memory import largest_micro_batch, plan_without_trial
@@ -75,6 +78,62 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, cap
     assert outcome(cut) == outcome(folder)
 
 
+def test_an_interrupted_run_with_all_further_settings_ends_bitwise_as_one_that_was_not(tiny, tmp_path):
+    """EoMT, whose masks follow the step, the moving average, groups of layers, warm-up and clipping."""
+    folder, cut = tmp_path / "run", tmp_path / "cut"
+    flags = [*tiny, "--model.head", "eomt", "--model.eomt.num_points", "64", "--model.eomt.num_queries", "9"]
+    flags += ["--train.ema_decay", "0.7", "--optim.layer_decay", "0.8", "--optim.warmup_steps", "[1, 2]"]
+    flags += ["--optim.clip_norm", "0.5", "--train.keep_checkpoints", "5"]
+    train(parse(flags))
+    shutil.copytree(folder, cut)
+    for name in ("checkpoints/step-00000006", "model"):
+        shutil.rmtree(cut / name)
+    for name in ("results.json", "confusion.npz"):
+        (cut / name).unlink()
+    train(parse([*flags, "--output.dir", str(cut)]))
+    assert outcome(cut) == outcome(folder)
+    found = [safetensors.torch.load_file(path / "checkpoints/step-00000006/ema.safetensors") for path in (folder, cut)]
+    model = safetensors.torch.load_file(folder / "model/model.safetensors")
+    for name, average in found[0].items():
+        assert torch.equal(average, found[1][name]) and torch.equal(average, model[name])
+
+
+def test_the_moving_average_is_evaluated_and_saved(tiny, tmp_path):
+    """Against a loop over the checkpoints of each step; its scores are those of model/."""
+    flags = [*tiny, "--train.steps", "3", "--train.checkpoint_every", "1", "--train.keep_checkpoints", "9"]
+    flags += ["--train.eval_every", "3", "--optim.lr", "0.01"]
+    train(parse([*flags, "--output.dir", str(tmp_path / "plain")]))
+    results = train(parse([*flags, "--train.ema_decay", "0.6"]))
+    steps = [tmp_path / f"run/checkpoints/step-{step:08d}" for step in range(1, 4)]
+    weights = [safetensors.torch.load_file(step / "model.safetensors") for step in steps]
+    averages = [safetensors.torch.load_file(step / "ema.safetensors") for step in steps]
+    for name, weight in safetensors.torch.load_file(tmp_path / "plain/model/model.safetensors").items():
+        assert torch.equal(weight, weights[-1][name])  # the run itself is not changed by its average
+        average = averages[0][name].double()
+        for number in range(1, 3):
+            average = 0.6 * average + 0.4 * weights[number][name].double()
+            assert (averages[number][name] - average).abs().max() < 1e-6
+    assert (averages[-1]["head.classifier.weight"] - weights[-1]["head.classifier.weight"]).abs().max() > 1e-4
+    main(["evaluate", "--model", str(tmp_path / "run/model"), "--output", str(tmp_path / "again.json")])
+    assert json.loads((tmp_path / "again.json").read_text())["mean_iou"] == results["mean_iou"]
+
+
+def test_class_weights_reach_the_loss(tiny, cache_dir):
+    dataset = prepare("shapes", root="data", cache_dir=cache_dir)
+    shares = list(dataset.report["splits"]["train"]["pixel_share"].values())
+    model, _ = build_model(parse([*tiny, "--loss.class_weights", "inverse_frequency"]), dataset)
+    assert model.config.class_weights == pytest.approx([1 / share / 6 for share in shares], rel=1e-9)
+    logits = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6).repeat_interleave(3)[:16].expand(2, 16, 16)
+    loss, _ = model.head.loss(logits, labels, None, 0)
+    assert torch.equal(loss, upsampled_cross_entropy(logits, labels, model.config.class_weights))
+    assert not torch.equal(loss, upsampled_cross_entropy(logits, labels))
+    with pytest.raises(UserError, match=r"holds 2 numbers, but shapes has 6 classes: give one number for each class"):
+        check_model(parse([*tiny, "--loss.class_weights", "[1, 2]"]))
+    with pytest.raises(ModelError, match=r"The eomt head's loss has no class weights: set loss.class_weights to null"):
+        check_model(parse([*tiny, "--loss.class_weights", "inverse_frequency", "--model.head", "eomt"]))
+
+
 def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
     """With label values mapped by a recipe's file, whose keys YAML reads as numbers and recipe.yaml holds as text."""
     for place, high in (("images", 256), ("labels", 2), ("val_images", 256), ("val_labels", 2)):
@@ -107,11 +166,14 @@ def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
     assert train(again)["dataset_fingerprint"] == results["dataset_fingerprint"]
 
 
-@pytest.mark.parametrize(("head", "compared"), [("linear", 5), ("mask2former", 1)])
+@pytest.mark.parametrize(
+    ("head", "compared"), [("linear", 5), ("mask2former", 1), pytest.param("eomt", 1, marks=pytest.mark.slow)]
+)
 def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path, head, compared):
     """4 images at once, one by one, and by two processes: the same samples, the same step."""
     gradients, losses = {}, {}
-    flags = [*tiny, "--model.head", head, "--model.mask2former.num_points", "256", "--train.log_every", "1"]
+    flags = [*tiny, "--model.head", head, "--train.log_every", "1"]
+    flags += ["--model.mask2former.num_points", "256", "--model.eomt.num_points", "256"]
     end = Interruption("step", compared, signal.SIGTERM)  # before anything is evaluated
     for name, processes, micro_batch in (("at once", 1, 4), ("one by one", 1, 1), ("two processes", 2, 2)):
         folder, log = tmp_path / name, tmp_path / f"{name}.log"
