@@ -8,7 +8,7 @@ class SegmentationConfig(PretrainedConfig):
 
     Args:
         encoder: timm's name of a vision transformer, or hf-hub:org/model.
-        head: a name in `modeling.HEADS`.
+        head: a name in `heads.HEADS`.
         head_options: keyword arguments of the head, such as num_queries; its defaults where they are left out.
         crop_size: height and width, in pixels, of what the model sees at once.
         patch_size: side of a patch in pixels; the pretrained embedding is resampled to it.

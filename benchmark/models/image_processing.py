@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature
+from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration import SegmentationConfig
@@ -64,6 +64,3 @@ def processor(config: SegmentationConfig) -> SegmentationImageProcessor:
 
 
 SegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
-AutoImageProcessor.register(
-    SegmentationConfig, image_processor_classes={"torchvision": SegmentationImageProcessor}, exist_ok=True
-)

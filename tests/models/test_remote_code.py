@@ -17,8 +17,8 @@ from transformers.dynamic_module_utils import get_imports
 from benchmark.commands.predict import predict
 from benchmark.evaluation.loop import evaluate
 from benchmark.models.configuration import SegmentationConfig
-from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel
+from benchmark.reporting.model_folder import save_model
 
 CLASSES = ["dark", "green", "bright", "far", "near"]
 PIPELINE = """
@@ -63,8 +63,7 @@ def folders(tmp_path):
             label2id={name: c for c, name in enumerate(CLASSES)},
         )
         paths.append(tmp_path / head)
-        SegmentationModel(config).save_pretrained(paths[-1])
-        processor(config).save_pretrained(paths[-1])
+        save_model(paths[-1], config, SegmentationModel(config).state_dict())
     return paths
 
 
