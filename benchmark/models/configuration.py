@@ -52,4 +52,11 @@ class SegmentationConfig(PretrainedConfig):
         self.seed = seed
         self.colors = None if colors is None else [list(color) for color in colors]
         self.encoder_source = encoder_source
-        super().__init__(**kwargs)
+        self.custom_pipelines = {  # what transformers' `pipeline` takes in place of its own
+            "image-segmentation": {
+                "impl": "pipeline.SegmentationPipeline",
+                "pt": ["AutoModelForSemanticSegmentation"],
+                "type": "image",
+            }
+        }
+        super().__init__(**{key: value for key, value in kwargs.items() if key != "custom_pipelines"})

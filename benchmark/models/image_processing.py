@@ -46,9 +46,17 @@ class SegmentationImageProcessor(BaseImageProcessor):
         pixel_values = normalize(torch.cat(windows), self.image_mean, self.image_std)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Label maps, int64 (H, W) each, from the model's outputs on the windows of images of `target_sizes` (H, W)."""
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Label maps, int64 (H, W) each, from the model's outputs on the windows of images of `target_sizes` (H, W).
+
+        Without `target_sizes`, a map of the crop's size for each window.
+        """
         logits = semantic_logits(outputs, self.crop_size)
+        if target_sizes is None:
+            height, width = self.crop_size
+            target_sizes = [(height, width)] * len(logits)
         counts = [len(window_origins(cover_size(size, self.crop_size), self.crop_size)) for size in target_sizes]
         if sum(counts) != len(logits):
             raise ValueError(

@@ -1,14 +1,19 @@
 """A timm encoder and a segmentation head as one HuggingFace model."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration import SegmentationConfig
 from .encoder import Encoder
 from .errors import ModelError
 from .heads import HEADS
+
+if TYPE_CHECKING:  # transformers looks for such lines to learn which files belong to a model
+    from .pipeline import SegmentationPipeline  # noqa: F401
 
 
 class SegmentationModel(PreTrainedModel):
@@ -109,6 +114,8 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
+# By which pipelines know what they support.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[SegmentationConfig.model_type] = SegmentationModel.__name__
 SegmentationConfig.register_for_auto_class()
 SegmentationModel.register_for_auto_class("AutoModelForSemanticSegmentation")
 AutoModelForSemanticSegmentation.register(SegmentationConfig, SegmentationModel, exist_ok=True)

@@ -38,8 +38,7 @@ folders, images, output = json.loads(sys.argv[1])
 for number, folder in enumerate(folders):
     segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
     classes = segment.model.config.label2id
-    for place, image in enumerate(images):
-        regions = segment(image)
+    for place, regions in enumerate(segment(images, batch_size=1 + number)):
         labels = np.full(np.asarray(regions[0]["mask"]).shape, 255, np.uint8)
         for region in regions:
             labels[np.asarray(region["mask"]) > 0] = classes[region["label"]]
