@@ -72,15 +72,18 @@ def load_model(folder: Path) -> SegmentationModel:
 
 
 def check_model_folder(folder: Path, name: str) -> Path:
-    """The folder, if it holds a model of this project; `name` is what the user called it.
+    """The folder, or model/ in it where it is a run's, if it holds a model of this project.
+
+    Args:
+        name: what the user called it.
 
     Raises:
         UserError: it does not.
     """
+    if not (folder / "config.json").exists() and (folder / MODEL / "config.json").exists():
+        folder /= MODEL
     if not (folder / "config.json").exists():
-        inside = folder / MODEL
-        hint = inside if (inside / "config.json").exists() else "one that holds a config.json, such as runs/x/model"
-        raise UserError(f"{name} is not a model folder: name {hint}.")
+        raise UserError(f"{name} holds no model: name a finished run, or a folder that holds a config.json.")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):

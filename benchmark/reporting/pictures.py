@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,16 @@ def sample_files(
         picture.save(buffer, "JPEG" if name.endswith("jpg") else "PNG", quality=85, optimize=True)
         files[name] = buffer.getvalue()
     return files
+
+
+def sample_panels(folder: Path, classes: Sequence[str], colors: Sequence[Sequence[int]]) -> bytes | None:
+    """The panels, one below the other, of what `sample_files` wrote to a folder, as a PNG file; None of an empty one."""
+    panels = []
+    for file in sorted(folder.glob("*-image.jpg")):
+        names = sample_names(file.name.removesuffix("-image.jpg"))
+        image, label, prediction = (np.asarray(Image.open(folder / name)) for name in names)
+        panels.append(panel(image.transpose(2, 0, 1), label, prediction, classes, colors))
+    return png(stack_panels(panels)) if panels else None
 
 
 def stack_panels(panels: Sequence[np.ndarray]) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_what_cannot_be_predicted_ends_in_one_sentence(model, photos, tmp_path):
         (["--model", str(model), str(photos / "text.jpg"), "--output", out], r"None of 1 image\(s\) could be read"),
         (["--model", str(model), good, "--output", str(tmp_path / "file")], "cannot be written"),
         (["--model", str(model), good, "--output", out, "--batch_size", "0"], "must be above 0"),
-        (["--model", str(tmp_path / "empty"), good, "--output", out], "is not a model folder"),
+        (["--model", str(tmp_path / "empty"), good, "--output", out], "holds no model"),
     ):
         with pytest.raises(UserError, match=sentence) as caught:
             main(arguments)

@@ -122,7 +122,7 @@ def test_a_hub_that_is_down_gives_a_warning_and_ends_nothing(online, tmp_path, c
     assert not pusher.finish(write("last"))
     warned = [record.getMessage() for record in caplog.records if record.name == "benchmark.reporting.hub"]
     assert warned == [
-        f"{what} could not be pushed to {REPO} (status 503); the run continues."
+        f"{what} could not be pushed to {REPO} (status 503); 'python -m benchmark push' pushes a finished run."
         for what in ("Step 1", "The finished model")
     ]
     assert all(
@@ -154,7 +154,7 @@ def test_an_invalid_repository_name_is_an_error(online, tmp_path):
 def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     for name, sentence in {
-        str(tmp_path / "run"): "is not a model folder: name one that holds",
+        str(tmp_path / "run"): "holds no model: name a finished run",
         str(tmp_path / "nothing"): "There is no model folder",
         "me/nothing": "no model on the Hub called me/nothing",
         "me/a name": "neither a folder nor a name",
@@ -176,9 +176,8 @@ def test_a_gated_model_is_an_error(online, tmp_path):
         model_folder(REPO)
 
 
-def test_a_run_folder_is_answered_with_its_models(saved):
-    with pytest.raises(UserError, match=f"name {saved}"):
-        model_folder(str(saved.parent))
+def test_a_run_folder_names_the_model_in_it(saved):
+    assert model_folder(str(saved.parent)) == saved
 
 
 def test_another_projects_model_is_refused(tmp_path):
@@ -263,6 +262,16 @@ def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(
     again, results = (json.loads(path.read_text()) for path in (tmp_path / "again.json", folder / "results.json"))
     assert again["mean_iou"] == results["mean_iou"] and again["iou"] == results["iou"]
 
+    main(["push", str(folder), "me/later", "--private"])
+    later = online.files("me/later")
+    assert online.private["me/later"] and later.keys() == files.keys()
+    card = later.pop("README.md").decode().replace("me/later", REPO).replace("later", "shapes-tiny")
+    assert card == files["README.md"].decode() and later.pop("panel.png")[:4] == b"\x89PNG"
+    assert all(data == files[name] for name, data in later.items())
+    online.refuse = lambda number: True
+    with pytest.raises(UserError, match="was not pushed: see the reason above"):
+        main(["push", str(folder), "me/later"])
+
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     pushed = [data for _, commit in online.repos[REPO] for data in commit.values()]
     assert not any(TOKEN.encode() in data for data in left + pushed)
@@ -301,6 +310,12 @@ for image, labels in zip(images, maps, strict=True):
 windows = processor.post_process_semantic_segmentation(outputs)
 print([list(window.shape) for window in windows], len(one))
 """
+
+
+def test_what_is_not_a_finished_run_is_not_pushed(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"holds no finished run \(results\.json is missing\)"):
+        main(["push", str(tmp_path), REPO])
 
 
 @pytest.mark.slow
