@@ -111,8 +111,6 @@ def test_pipeline_predict_and_evaluation_agree_bit_for_bit(folders, images, tmp_
     assert done.returncode == 0, done.stderr
     for number, folder in enumerate(folders):
         output = tmp_path / f"out{number}"
-        for name in ("labels", "overlays"):
-            (output / name).mkdir(parents=True)
         predict(str(folder), {file.stem: file for file in images}, output, batch_size=3, precision="fp32")
         predictions = [np.asarray(Image.open(output / "labels" / f"{file.stem}.png")) for file in images]
         assert len(np.unique(np.concatenate([p.ravel() for p in predictions]))) > 1
