@@ -80,17 +80,18 @@ def predict(
     from tqdm.auto import tqdm
 
     from benchmark.evaluation.inference import window_logits
+    from benchmark.export.onnx_model import OnnxModel, load_any
     from benchmark.models.windows import label_map
     from benchmark.prediction.outputs import Outputs
-    from benchmark.reporting.hub import model_folder
-    from benchmark.reporting.model_folder import load_model
     from data_scripts.labels import default_colors
 
     gc.freeze()
     gc.enable()
     transformers.utils.logging.disable_progress_bar()
     where = _device(device)
-    model = load_model(model_folder(model_name)).to(where)
+    model, _ = load_any(model_name, where)
+    if isinstance(model, OnnxModel) and precision != "fp32":
+        raise UserError("An ONNX file has the precision of its export: leave out --precision.")
     config = model.config
     classes = [config.id2label[c] for c in range(config.num_labels)]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
