@@ -21,17 +21,35 @@ def main(arguments: Sequence[str]) -> None:
     if own.format == "space":
         if own.precision:
             raise UserError("--precision is of an ONNX file: leave it out for a Space.")
-        raise UserError("not yet")
-    print(export(own.model, precision=own.precision or "fp32", output=own.output))
+        print(export_space(own.model, own.output))
+    else:
+        print(export_onnx(own.model, precision=own.precision or "fp32", output=own.output))
 
 
-def export(name: str, *, precision: str, output: Path | None) -> str:
+def export_space(name: str, output: Path | None) -> str:
+    """Write the Space, and say where it is.
+
+    Raises:
+        UserError: the model cannot be had, or the folder cannot be written.
+    """
+    from benchmark.export.space import write_space
+    from benchmark.reporting.hub import model_folder
+    from benchmark.reporting.run_folder import writing
+
+    folder = model_folder(name)
+    place = output or default_place(name, folder) / "space"
+    with writing(place):
+        write_space(place, folder, name)
+    return f"{place}: pip install -r requirements.txt && python app.py"
+
+
+def export_onnx(name: str, *, precision: str, output: Path | None) -> str:
     """Write the ONNX file, and say what it is.
 
     Raises:
         UserError: the model cannot be had or exported, or the file cannot be written.
     """
-    from benchmark.export.onnx_file import export_onnx
+    from benchmark.export.onnx_file import write_onnx
     from benchmark.models.windows import resize_to_cover, rgb_tensor, split_windows
     from benchmark.prediction.inputs import open_image
     from benchmark.reporting.hub import model_folder
@@ -53,7 +71,7 @@ def export(name: str, *, precision: str, output: Path | None) -> str:
     ]
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        agreement = export_onnx(model, file, precision=precision, about=about, images=images)
+        agreement = write_onnx(model, file, precision=precision, about=about, images=images)
     size = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6
     return (
         f"{file}: {precision}, {size:.1f} MB. On {4 + len(images)} windows it gives torch's label on "

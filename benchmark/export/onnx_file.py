@@ -62,7 +62,7 @@ def output_names(outputs: Mapping[str, Any]) -> list[str]:
     return [name for name in ("logits", "class_queries_logits", "masks_queries_logits") if name in outputs]
 
 
-def export_onnx(
+def write_onnx(
     model: SegmentationModel,
     file: Path,
     *,

@@ -14,7 +14,7 @@ from benchmark.__main__ import main
 from benchmark.commands.predict import predict
 from benchmark.errors import UserError
 from benchmark.evaluation.inference import window_logits
-from benchmark.export.onnx_file import compare, export_onnx
+from benchmark.export.onnx_file import compare, write_onnx
 from benchmark.export.onnx_model import OnnxModel
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
@@ -75,7 +75,7 @@ def test_a_file_gives_torchs_labels_whatever_the_images_sizes(tmp_path):
     model = load_model(make_model(tmp_path / "model"))
     model.encoder.backbone.blocks = model.encoder.backbone.blocks[:1]
     file = tmp_path / "x.onnx"
-    assert export_onnx(model, file, precision="fp32", about={"mean_iou": "0.5"}).labels == 1
+    assert write_onnx(model, file, precision="fp32", about={"mean_iou": "0.5"}).labels == 1
     exported = OnnxModel(file)
     files = draw_images(tmp_path / "images", [(48, 32), (31, 97), (200, 60), (1, 1), (53, 47)])
     pixels = {name: rgb_tensor(open_image(image)) for name, image in files.items()}
