@@ -11,6 +11,8 @@ COMMANDS = {
     "sweep": "train what is missing of a study: settings x encoders x seeds",
     "report": "rank what was trained, with uncertainty, on one page",
     "predict": "label images with a trained model",
+    "export": "write a trained model as an ONNX file, or as a Space that shows it",
+    "push": "publish a finished run on the Hub",
     "encoders": "list the encoders that have a recipe, or that timm has",
     "throughput": "measure how fast this machine loads, trains, or computes a loss",
 }

@@ -1,36 +1,45 @@
-"""python -m benchmark evaluate --model FOLDER [--recipe FILE ...] [--output FILE] [--section.key value ...]
+"""python -m benchmark evaluate --model MODEL [--recipe FILE ...] [--output FILE] [--section.key value ...]
 
 Score a trained model on the validation datasets of the recipe it was trained by, or on those that --data.val names.
+MODEL is a run's folder, a model's, user/name on the Hub, or an .onnx file that `export` wrote.
 """
+
+from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser, load_recipe
 from benchmark.recipe.schema import Recipe
 
+if TYPE_CHECKING:  # torch takes seconds to import
+    from benchmark.export.onnx_model import OnnxModel
+    from benchmark.models.configuration import SegmentationConfig
+    from benchmark.models.modeling import SegmentationModel
+
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark evaluate", description=__doc__)
-    parser.add_argument("--model", required=True, help="a model folder, such as runs/x/model, or user/name on the Hub")
+    parser.add_argument("--model", required=True, help="runs/x, a model's folder, user/name on the Hub, or x.onnx")
     parser.add_recipe(required=False, keys=("data.", "train.precision", "train.compile", "train.eval_batch_size"))
     parser.add_argument("--output", help="a file for the results as JSON")
     own, overrides = parser.parse_known_args(arguments)
-    from benchmark.reporting.hub import model_folder
+    from benchmark.export.onnx_model import load_any
     from benchmark.reporting.run_folder import RECIPE, find_in_run
 
-    folder = model_folder(own.model)
+    model, folder = load_any(own.model)
     recipe = find_in_run(folder, RECIPE)
     if not own.recipe and not recipe:
         raise UserError(f"There is no recipe.yaml beside {own.model}: name a recipe with --recipe.")
     asked = load_recipe(own.recipe or [str(recipe)], overrides)
-    check_recipe(asked, folder, recipe)
-    evaluate(folder, asked, own.output)
+    check_recipe(asked, model.config, recipe, own.model)
+    evaluate(model, folder, asked, own.output)
 
 
-def check_recipe(asked: Recipe, folder: Path, trained: Path | None) -> None:
+def check_recipe(asked: Recipe, config: SegmentationConfig, trained: Path | None, model_name: str) -> None:
     """Refuse a recipe by which the model was not trained: the scores would have that recipe's name and protocol.
 
     What is scored, and in which precision, may differ.
@@ -38,7 +47,6 @@ def check_recipe(asked: Recipe, folder: Path, trained: Path | None) -> None:
     Args:
         trained: the recipe.yaml of the model's run; None where it is not there, and its configuration has to do.
     """
-    from benchmark.models.configuration import SegmentationConfig
     from benchmark.recipe.identity import difference, identity
 
     wanted = identity(asked)
@@ -46,29 +54,31 @@ def check_recipe(asked: Recipe, folder: Path, trained: Path | None) -> None:
         free = ("data.val", "data.allow_partial", "data.custom.", "train.precision")
         different = difference(trained, {k: v for k, v in wanted.items() if not k.startswith(free)})
     else:
-        config = SegmentationConfig.from_pretrained(folder)
         there = {key: getattr(config, key) for key in ("encoder", "head", "patch_size", "freeze_encoder")}
         pairs = [(f"model.{key}", value, wanted[f"model.{key}"]) for key, value in there.items()]
         pairs.append(("data.crop_size", list(config.crop_size), list(asked.data.crop)))
         different = next((f"{key} is {one} there and {other} here" for key, one, other in pairs if one != other), None)
     if different:
         raise UserError(
-            f"{folder} was trained by another recipe ({different}): leave out --recipe, or name the one it was "
+            f"{model_name} was trained by another recipe ({different}): leave out --recipe, or name the one it was "
             "trained by, and say what is scored with --data.val."
         )
 
 
-def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
+def evaluate(model: SegmentationModel | OnnxModel, folder: Path, recipe: Recipe, output: str | None) -> dict:
     """Score the model as `recipe` says, print the table and return (and write to `output`) what results.json holds."""
-    from benchmark.models.modeling import parameter_counts
+    import torch
+
+    from benchmark.export.onnx_model import OnnxModel
+    from benchmark.models.modeling import SegmentationModel, parameter_counts
     from benchmark.reporting import results
-    from benchmark.reporting.model_folder import load_model
     from benchmark.reporting.run_folder import RESULTS, find_in_run, read_results
     from benchmark.training import build, launch
 
     accelerator = launch.start_processes(recipe)
-    model = load_model(folder).to(accelerator.device)
-    if recipe.train.compile:
+    exported = isinstance(model, OnnxModel)
+    model.to(accelerator.device)
+    if recipe.train.compile and not exported:
         model.compile_blocks()
     datasets = build.prepare_datasets(recipe, accelerator, names=recipe.data.val)
     for name, dataset in datasets.items():
@@ -83,7 +93,8 @@ def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
 
     run = find_in_run(folder, RESULTS)
     trained = read_results(run) if run else {}
-    total, trainable = parameter_counts(model)
+    with torch.device("meta"):  # of a file, those of the model that it was made of
+        total, trainable = parameter_counts(SegmentationModel(model.config) if exported else model)
     training = {
         **{key: trained.get(key) for key in ("step", "train_seconds", "images_per_second", "dataset_fingerprint")},
         "parameters": total,
@@ -91,6 +102,8 @@ def evaluate(folder: Path, recipe: Recipe, output: str | None) -> dict:
         "eval_seconds": seconds,
     }
     experiment = build.describe_run(recipe)
+    if exported:
+        experiment["exported"] = {"format": "onnx", "precision": model.about["precision"]}
     measured = results.build_results(evaluations, datasets, experiment, training, accelerator)
     if accelerator.is_main_process:
         for name in datasets:

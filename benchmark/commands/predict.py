@@ -1,32 +1,40 @@
-"""python -m benchmark predict --model MODEL IMAGE [IMAGE ...] --output FOLDER
+"""python -m benchmark predict --model MODEL INPUT [INPUT ...] --output FOLDER
 
-Label images with a trained model. MODEL is a model folder or a name on the Hub; an IMAGE is a file, a folder, whose
-images are all taken, or a pattern such as 'photos/**/*.jpg'. FOLDER gets labels/ (palette PNGs at each image's own
-size), overlays/ (with a legend) and shares.csv (each class's share of each image, in per cent).
+Label images with a trained model. MODEL is a run's folder, a model's, user/name on the Hub, or an .onnx file that
+`export` wrote. An INPUT is an image, a video, a folder, whose images are all taken, or a pattern such as
+'photos/**/*.jpg'. FOLDER gets labels/ (palette PNGs at each image's own size), overlays/ (with a legend; of a video,
+the video) and shares.csv (each class's share of each image or frame, in per cent). The exit status is 1 where a file
+could not be read.
 """
 
-import csv
-import glob
-import os
+import gc
 import sys
-import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser
 from data_scripts.tables import format_table
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+class Key(NamedTuple):
+    """Of what a label map is: the name of a file, its size (height, width) and, of a video, the frame."""
+
+    name: str
+    size: tuple[int, int]
+    number: int = 0
+    frame: Any = None
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark predict", description=__doc__)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a pattern")
-    parser.add_argument("--model", required=True, help="a model folder, such as runs/x/model, or user/name on the Hub")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a video, a folder or a pattern")
+    parser.add_argument("--model", required=True, help="runs/x, a model's folder, user/name on the Hub, or x.onnx")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the label maps go")
     parser.add_argument("--batch_size", type=int, default=16, help="windows in one forward (default: 16)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
     parser.add_argument(
         "--precision",
         choices=("fp32", "bf16", "fp16"),
@@ -36,145 +44,118 @@ def main(arguments: Sequence[str]) -> None:
     own = parser.parse_args(arguments)
     if own.batch_size < 1:
         raise UserError(f"--batch_size must be above 0, not {own.batch_size}.")
-    files = find_images(own.images)
-    output = Path(own.output)
-    try:
-        for name in ("labels", "overlays"):
-            (output / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder.") from None
-    predict(own.model, files, output, batch_size=own.batch_size, precision=own.precision)
 
+    from benchmark.prediction.inputs import find_inputs, is_video
+    from benchmark.prediction.video import check_video
 
-def find_images(names: Sequence[str]) -> dict[str, Path]:
-    """The images that files, folders and patterns name, each by a name for its output that no other has.
-
-    Raises:
-        UserError: one of `names` names nothing.
-    """
-    found: dict[Path, None] = {}
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-            if not inside:
-                raise UserError(f"The folder {name} holds no images ({', '.join(EXTENSIONS)}): name another one.")
-        elif path.is_file():
-            inside = [path]
-        else:
-            inside = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
-            if not inside:
-                raise UserError(f"There is no image {name}: name a file, a folder or a pattern that fits some.")
-        found.update(dict.fromkeys(file.absolute() for file in inside))
-    root = os.path.commonpath([file.parent for file in found])
-    relative = {file: file.relative_to(root) for file in found}
-    stems = Counter(path.with_suffix("") for path in relative.values())
-    named = {
-        str(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path): file for file, path in relative.items()
-    }
-    # a.jpg, a.png and a.jpg.png: the last would take the first one's name
-    return named if len(named) == len(found) else {str(path): file for file, path in relative.items()}
+    files = find_inputs(own.inputs)
+    if any(map(is_video, files.values())):
+        check_video()
+    settings = {"batch_size": own.batch_size, "precision": own.precision, "device": own.device}
+    if predict(own.model, files, Path(own.output), **settings):
+        sys.exit(1)
 
 
 def predict(
-    model_name: str, files: dict[str, Path], output: Path, *, batch_size: int, precision: str
+    model_name: str,
+    files: dict[str, Path],
+    output: Path,
+    *,
+    batch_size: int = 16,
+    precision: str = "fp32",
+    device: str | None = None,
 ) -> dict[str, str]:
     """Write the label map and the overlay of each file, then the table; return what could not be read, and why.
 
+    Args:
+        files: by the names of their outputs, see `find_inputs`.
+        device: as torch names it; None is the accelerator, if there is one.
+
     Raises:
-        UserError: the model cannot be had, or no image can be read.
+        UserError: the model cannot be had, or no file can be read.
     """
+    gc.disable()  # what is imported stays: to look for garbage in it, time and again, takes a second
     import torch
     import transformers
     from tqdm.auto import tqdm
 
     from benchmark.evaluation.inference import window_logits
+    from benchmark.export.onnx_model import OnnxModel, load_any
     from benchmark.models.windows import label_map
-    from benchmark.reporting.hub import model_folder
-    from benchmark.reporting.model_folder import load_model
-    from benchmark.reporting.pictures import class_shares
+    from benchmark.prediction.outputs import Outputs
     from data_scripts.labels import default_colors
 
+    gc.freeze()
+    gc.enable()
     transformers.utils.logging.disable_progress_bar()
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_model(model_folder(model_name)).to(device)
+    where = _device(device)
+    model, _ = load_any(model_name, where)
+    if isinstance(model, OnnxModel) and precision != "fp32":
+        raise UserError("An ONNX file has the precision of its export: leave out --precision.")
     config = model.config
     classes = [config.id2label[c] for c in range(config.num_labels)]
-    colors = config.colors or default_colors(len(classes))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
     unreadable: dict[str, str] = {}
-    shares: dict[str, list[float]] = {}
-    with tqdm(total=len(files), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
-        for (name, size), logits in window_logits(
+    with (
+        closing(Outputs(output, classes, config.colors or default_colors(len(classes)))) as outputs,
+        tqdm(total=len(files), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar,
+    ):
+        for key, logits in window_logits(
             model,
             _readable(files, config.crop_size, unreadable, bar),
             batch_size=batch_size,
-            device=device,
-            autocast=lambda: torch.autocast(device.type, dtype, enabled=dtype is not None),
+            device=where,
+            autocast=lambda: torch.autocast(where.type, dtype, enabled=dtype is not None),
         ):
-            labels = label_map(logits, size).cpu().numpy()
-            _write_pictures(output, name, files[name], labels, classes, colors)
-            shares[name] = class_shares(labels, len(classes)).tolist()
+            labels = label_map(logits, key.size).cpu().numpy()
+            if key.frame is None:
+                outputs.add_image(key.name, files[key.name], labels)
+            else:
+                outputs.add_frame(key.name, key.number, key.frame, labels)
             bar.update()
-    if not shares:
-        raise UserError(
-            f"None of {len(files)} image(s) could be read, the first because {next(iter(unreadable.values()))}."
-        )
-    _write_table(output / "shares.csv", classes, shares)
-    _report(output, classes, shares, {str(files[name]): why for name, why in unreadable.items()})
-    return unreadable
+    left_out = {str(files[name]): why for name, why in unreadable.items()}
+    for name, why in left_out.items():
+        print(f"{name} was left out: {why}.", file=sys.stderr)
+    if not outputs.count:
+        raise UserError(f"None of {len(files)} file(s) could be read: see above, and name others.")
+    means = sorted(zip(classes, outputs.totals / outputs.count, strict=True), key=lambda row: -row[1])
+    print(format_table([(name, f"{mean:.2f}") for name, mean in means if mean], ("class", "share in %")))
+    print(f"Label maps, overlays and shares of {outputs.count} image(s) are in {output}.")
+    return left_out
 
 
-def open_image(file: Path):
-    """The image of a file, turned as its EXIF says.
+def _device(name: str | None):
+    """The device of that name, or the accelerator, if there is one, or the CPU."""
+    import torch
 
-    Raises:
-        OSError, ValueError, SyntaxError: or whatever else PIL has for a file that is none.
-    """
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # up to twice the size at which PIL warns of a bomb, an image is read
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image)
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except Exception as error:  # each backend has its own
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"--device {name} cannot be used ({reason}): name another one, such as cpu.") from None
 
 
 def _readable(files: dict[str, Path], crop_size: Sequence[int], unreadable: dict[str, str], bar) -> Iterator:
-    """Each image that can be read, by its name and its size (height, width), resized to cover the crop."""
+    """Each image and frame that can be read, by its key, resized to cover the crop."""
     from benchmark.models.windows import resize_to_cover, rgb_tensor
+    from benchmark.prediction.inputs import is_video, open_image
+    from benchmark.prediction.video import num_frames, read_frames
 
     for name, file in files.items():
+        number = 0
         try:
-            pixels = rgb_tensor(open_image(file))
-            yield (name, tuple(pixels.shape[1:])), resize_to_cover(pixels, crop_size)
+            if is_video(file):
+                bar.total += max(0, num_frames(file) - 1)
+                for number, frame in enumerate(read_frames(file)):
+                    pixels = rgb_tensor(frame.pixels)
+                    yield Key(name, tuple(pixels.shape[1:]), number, frame), resize_to_cover(pixels, crop_size)
+            else:
+                pixels = rgb_tensor(open_image(file))
+                yield Key(name, tuple(pixels.shape[1:])), resize_to_cover(pixels, crop_size)
         except Exception as error:  # PIL's plugins raise whatever they like
-            unreadable[name] = str(error).rstrip(".") or type(error).__name__
+            why = str(error).rstrip(".") or type(error).__name__
+            unreadable[name] = f"{why}, after {number + 1} frames" if number else why
             bar.update()
-
-
-def _write_pictures(output: Path, name: str, file: Path, labels, classes: Sequence[str], colors) -> None:
-    from benchmark.reporting.pictures import label_image, overlay
-
-    label_file, overlay_file = output / "labels" / f"{name}.png", output / "overlays" / f"{name}.jpg"
-    for path in (label_file, overlay_file):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    label_image(labels, colors).save(label_file)
-    # Read once more, so that the images of a batch need not all be kept.
-    overlay(open_image(file).convert("RGB"), labels, classes, colors).save(overlay_file, quality=92)
-
-
-def _write_table(file: Path, classes: Sequence[str], shares: dict[str, list[float]]) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["image", *classes])
-        writer.writerows([name, *(f"{share:.3f}" for share in row)] for name, row in shares.items())
-
-
-def _report(output: Path, classes: Sequence[str], shares: dict[str, list[float]], unreadable: dict[str, str]) -> None:
-    means = [sum(column) / len(shares) for column in zip(*shares.values(), strict=True)]
-    rows = sorted(zip(classes, means, strict=True), key=lambda row: -row[1])
-    print(format_table([(name, f"{mean:.2f}") for name, mean in rows if mean], ("class", "share in %")))
-    print(f"Label maps, overlays and shares of {len(shares)} image(s) are in {output}.")
-    for name, why in unreadable.items():
-        print(f"{name} was left out: {why}.", file=sys.stderr)

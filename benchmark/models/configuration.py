@@ -8,7 +8,7 @@ class SegmentationConfig(PretrainedConfig):
 
     Args:
         encoder: timm's name of a vision transformer, or hf-hub:org/model.
-        head: a name in `modeling.HEADS`.
+        head: a name in `heads.HEADS`.
         head_options: keyword arguments of the head, such as num_queries; its defaults where they are left out.
         crop_size: height and width, in pixels, of what the model sees at once.
         patch_size: side of a patch in pixels; the pretrained embedding is resampled to it.
@@ -55,4 +55,11 @@ class SegmentationConfig(PretrainedConfig):
         self.colors = None if colors is None else [list(color) for color in colors]
         self.encoder_source = encoder_source
         self.class_weights = None if class_weights is None else list(class_weights)
-        super().__init__(**kwargs)
+        self.custom_pipelines = {  # what transformers' `pipeline` takes in place of its own
+            "image-segmentation": {
+                "impl": "pipeline.SegmentationPipeline",
+                "pt": ["AutoModelForSemanticSegmentation"],
+                "type": "image",
+            }
+        }
+        super().__init__(**{key: value for key, value in kwargs.items() if key != "custom_pipelines"})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, BatchFeature
+from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration import SegmentationConfig
@@ -46,10 +46,18 @@ class SegmentationImageProcessor(BaseImageProcessor):
         pixel_values = normalize(torch.cat(windows), self.image_mean, self.image_std)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """Label maps, int64 (H, W) each, from the model's outputs on the windows of images of `target_sizes` (H, W)."""
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Tensor]:
+        """Label maps, int64 (H, W) each, from the model's outputs on the windows of images of `target_sizes` (H, W).
+
+        Without `target_sizes`, a map of the crop's size for each window.
+        """
         outputs = {name: output for name, output in outputs.items() if isinstance(output, Tensor) and output.ndim > 0}
         total = len(next(iter(outputs.values())))
+        if target_sizes is None:
+            height, width = self.crop_size
+            target_sizes = [(height, width)] * total
         counts = [len(window_origins(cover_size(size, self.crop_size), self.crop_size)) for size in target_sizes]
         if sum(counts) != total:
             raise ValueError(f"images of {target_sizes} have {sum(counts)} windows, but the outputs are of {total}.")
@@ -67,6 +75,3 @@ def processor(config: SegmentationConfig) -> SegmentationImageProcessor:
 
 
 SegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
-AutoImageProcessor.register(
-    SegmentationConfig, image_processor_classes={"torchvision": SegmentationImageProcessor}, exist_ok=True
-)

@@ -71,7 +71,7 @@ class Mask2FormerHead(nn.Module):
         values = self.projection(tokens)  # (B, N, hidden)
         positions = sine_positions(self.grid_size, values.shape[-1], values.device)
         keys = (values + positions).to(values.dtype)
-        queries = self.queries.expand(len(tokens), -1, -1)  # (B, Q, hidden)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)  # (B, Q, hidden)
 
         predictions = [self._predict(queries)]
         for block in self.blocks:

@@ -1,26 +1,20 @@
 """A timm encoder and a segmentation head as one HuggingFace model."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration import SegmentationConfig
 from .encoder import Encoder
-from .eomt_head import EomtHead
 from .errors import ModelError
-from .linear_head import LinearHead
-from .mask2former_head import Mask2FormerHead
-from .multilayer_linear_head import MultilayerHead
+from .heads import HEADS
 from .windows import WindowLogits
 
-# A head has `title`, `main_output` (the first key of its outputs), `class_layer_name` (of the layer with a row for each
-# class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
-# where it has blocks to compile one by one. A head that takes more than the last layer's tokens has `attach`, which is
-# called once with the encoder and raises ModelError where it cannot carry the head; the head's forward then takes
-# encoder, pixel values, positions and seed. A head that changes while it trains has `anneal` and `mask_shares`.
-HEADS = {"linear": LinearHead, "multilayer_linear": MultilayerHead, "mask2former": Mask2FormerHead, "eomt": EomtHead}
+if TYPE_CHECKING:  # transformers looks for such lines to learn which files belong to a model
+    from .pipeline import SegmentationPipeline  # noqa: F401
 
 
 class SegmentationModel(PreTrainedModel):
@@ -155,6 +149,8 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
+# By which pipelines know what they support.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[SegmentationConfig.model_type] = SegmentationModel.__name__
 SegmentationConfig.register_for_auto_class()
 SegmentationModel.register_for_auto_class("AutoModelForSemanticSegmentation")
 AutoModelForSemanticSegmentation.register(SegmentationConfig, SegmentationModel, exist_ok=True)

@@ -93,7 +93,7 @@ def write_snapshot(
         recipe_yaml: the recipe without this machine's paths.
         results: what results.json holds; None before the first evaluation.
         card: README.md.
-        picture: panel.png, to which the card points.
+        picture: panel.png, to which the card points; None where there is none, and the card does not.
     """
     save_model(folder, config, weights)
     (folder / RECIPE).write_text(recipe_yaml)
@@ -189,18 +189,18 @@ class Pusher:
 
     def _create(self) -> None:
         if get_token() is None:
-            raise UserError("output.hub_model_id needs a login to the Hub: run 'hf auth login', or remove the key.")
+            raise UserError(f"A push to {self.repo_id} needs a login to the Hub: run 'hf auth login', or do not push.")
         try:
             self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
             self.created = True
         except HFValidationError:
-            raise UserError(f"output.hub_model_id must be user/name, not {self.repo_id}.") from None
+            raise UserError(f"A model's name on the Hub must be user/name, not {self.repo_id}.") from None
         except Exception as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             if status in (400, 401, 402, 403, 404):
                 raise UserError(
-                    f"You may not push to {self.repo_id} (the Hub says {status}): name another output.hub_model_id, or "
-                    "log in with a token that may write."
+                    f"You may not push to {self.repo_id} (the Hub says {status}): name another repository, or log in "
+                    "with a token that may write."
                 ) from None
             logger.warning("%s cannot be created on the Hub (%s); each push retries.", self.repo_id, _reason(error))
 
@@ -228,7 +228,8 @@ class Pusher:
                 reason = _reason(error)
             if attempt < ATTEMPTS:
                 time.sleep(2.0**attempt)
-        logger.warning("%s could not be pushed to %s (%s); the run continues.", message, self.repo_id, reason)
+        advice = "'python -m benchmark push' pushes a finished run"
+        logger.warning("%s could not be pushed to %s (%s); %s.", message, self.repo_id, reason, advice)
         return False
 
 

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import get_pretrained_cfg
 
 from benchmark.models.encoder import hub_repository
+from benchmark.reporting.results import PACKAGE
 
 # The Hub's own identifiers among the licences that timm names; https://huggingface.co/docs/hub/repositories-licenses.
 LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0", "apple-ascl", "apple-amlr", "gemma")
@@ -17,9 +18,12 @@ CARD = """---
 
 # {title}
 
-[{encoder}]({url}) with a {head} head, fine-tuned{frozen} for semantic segmentation on {train}.
+[{encoder}]({url}) with a {head} head, {trained} for semantic segmentation on {train}.
 
 {scores}
+
+Trained and scored with [{project}](https://huggingface.co/models?other={project}), which ranks vision foundation models
+by the protocol of [How to Benchmark Vision Foundation Models for Semantic Segmentation?](https://arxiv.org/abs/2404.12172)
 
 ## How to use it
 
@@ -57,7 +61,15 @@ the validation images named above, and says little about others.
 """
 
 
-def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] | None, *, step: int, head: str) -> str:
+def model_card(
+    name: str,
+    recipe: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+    *,
+    step: int,
+    head: str,
+    picture: bool = True,
+) -> str:
     """The text of README.md, its metadata with a `model-index` of the scores.
 
     Args:
@@ -66,11 +78,14 @@ def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] 
         results: as results.json holds them; of the last evaluation while training continues; None before the first.
         step: optimizer steps made; below the recipe's, the card says that training continues.
         head: the head's title.
+        picture: whether panel.png lies beside it, once there are results.
     """
     model, data, train = recipe["model"], recipe["data"], recipe["train"]
     results = results or {}
     height, width = data["crop_size"] if isinstance(data["crop_size"], list) else (data["crop_size"],) * 2
     facts = {
+        "trained on": _dataset_name(data, data["train"]),
+        "scored on": ", ".join(_dataset_name(data, dataset) for dataset in data["val"]),
         "steps": f"{step:,} of {train['steps']:,}",
         "images in a step": train["global_batch_size"],
         "crop, patch": f"{height}x{width}, {model['patch_size']}x{model['patch_size']}",
@@ -80,6 +95,7 @@ def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] 
         "protocol": results.get("protocol"),
         "parameters": results.get("parameters") and f"{results['parameters']:,}",
         "code": _code(results),
+        "date": results.get("date"),
     }
     return CARD.format(
         metadata=_metadata(name, recipe, results).to_yaml(),
@@ -88,11 +104,12 @@ def model_card(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any] 
         encoder=model["encoder"],
         url=f"https://huggingface.co/{_hub_repository(recipe) or 'timm'}",
         head=head,
-        frozen=" (the head alone, the encoder frozen)" if model["freeze_encoder"] else "",
-        train=_dataset_name(data),
+        trained=_how_trained(model),
+        train=_dataset_name(data, data["train"]),
+        project=PACKAGE,
         scores=_scores(results, finished=step == train["steps"]),
         crop=f"{height}x{width}",
-        picture="\n![Image, label and prediction of validation images](panel.png)\n" if results else "",
+        picture="\n![Image, label and prediction of validation images](panel.png)\n" if results and picture else "",
         processes=results.get("world_size", 1),
         machine=_machine(results),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
@@ -109,7 +126,7 @@ def _metadata(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any]) 
         base_model=base,
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        tags=["semantic-segmentation", "vision-foundation-model", "timm"],
+        tags=["semantic-segmentation", "vision-foundation-model", "timm", PACKAGE],
         model_name=name.split("/")[-1],
         eval_results=[
             EvalResult(
@@ -139,7 +156,7 @@ def _hub_repository(recipe: Mapping[str, Any]) -> str | None:
 def _encoder_origin(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The licence of the pretrained weights, where timm knows it, and their repository on the Hub."""
     model = recipe["model"]
-    if not model["pretrained"] or model["checkpoint"]:
+    if not model["pretrained"] or model["checkpoint"] or model["init_from"]:
         return None, None
     if repository := _hub_repository(recipe):
         return None, repository
@@ -151,6 +168,8 @@ def _encoder_origin(recipe: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _license_sentence(recipe: Mapping[str, Any]) -> str:
+    if start := recipe["model"]["init_from"]:
+        return f"Training started from another trained model, {start}: its terms hold for what was made of it."
     license, base = _encoder_origin(recipe)
     if license:
         return f"The encoder's pretrained weights ({base or 'timm'}) are under {license}; so is what is made of them."
@@ -163,9 +182,15 @@ def _license_sentence(recipe: Mapping[str, Any]) -> str:
     return "The encoder was trained from random weights; the images' licence is that of their dataset."
 
 
-def _dataset_name(data: Mapping[str, Any]) -> str:
-    own = data["custom"]["name"] if data["train"] in ("folder", "hub") else None
-    return own or data["train"]
+def _dataset_name(data: Mapping[str, Any], name: str) -> str:
+    own = data["custom"]["name"] if name in ("folder", "hub") else None
+    return own or name
+
+
+def _how_trained(model: Mapping[str, Any]) -> str:
+    if not (model["pretrained"] or model["checkpoint"] or model["init_from"]):
+        return "trained from scratch"
+    return "fine-tuned (the head alone, the encoder frozen)" if model["freeze_encoder"] else "fine-tuned"
 
 
 def _code(results: Mapping[str, Any]) -> str | None:

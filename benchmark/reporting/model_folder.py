@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.heads import HEADS
 from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.manifest import MANIFEST, Damaged, encode_manifest, entry, read_files, read_manifest
@@ -26,10 +28,25 @@ def save_model(folder: Path, config: SegmentationConfig, weights: dict[str, Tens
     with writing(folder / MODEL):
         model.save_pretrained(folder, state_dict=dict(weights))  # a copy, which transformers empties while it writes
         processor(config).save_pretrained(folder)
+        _keep_one_head(folder, config.head)
         checked = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
         entries = {path.name: entry(path.read_bytes()) for path in checked if path.name != MANIFEST}
         (folder / MANIFEST).write_bytes(encode_manifest({}, entries))
     publish_files(folder)
+
+
+def _keep_one_head(folder: Path, name: str) -> None:
+    """Leave of the code in a model's folder what its own head needs: no other head is sent along."""
+    head = HEADS[name]
+    module = head.__module__.rpartition(".")[2]
+    (folder / "heads.py").write_text(
+        f'"""The head of this model."""\n\n'
+        f'from .{module} import {head.__name__}\n\nHEADS = {{"{name}": {head.__name__}}}\n'
+    )
+    needed = [folder / "modeling.py", folder / "image_processing.py"]  # to which config.json's auto_map points
+    needed += [Path(file) for entry in needed for file in get_relative_import_files(entry)]
+    for file in set(folder.glob("*.py")) - set(needed):
+        file.unlink()
 
 
 def load_model(folder: Path) -> SegmentationModel:
@@ -55,15 +72,18 @@ def load_model(folder: Path) -> SegmentationModel:
 
 
 def check_model_folder(folder: Path, name: str) -> Path:
-    """The folder, if it holds a model of this project; `name` is what the user called it.
+    """The folder, or model/ in it where it is a run's, if it holds a model of this project.
+
+    Args:
+        name: what the user called it.
 
     Raises:
         UserError: it does not.
     """
+    if not (folder / "config.json").exists() and (folder / MODEL / "config.json").exists():
+        folder /= MODEL
     if not (folder / "config.json").exists():
-        inside = folder / MODEL
-        hint = inside if (inside / "config.json").exists() else "one that holds a config.json, such as runs/x/model"
-        raise UserError(f"{name} is not a model folder: name {hint}.")
+        raise UserError(f"{name} holds no model: name a finished run, or a folder that holds a config.json.")
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError):

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,12 +45,21 @@ def overlay(
 
     At a size to look at: at least 256 pixels high, the longer side at most OVERLAY_SIDE where that allows it.
     """
-    size = _viewing_size(image.size)
-    base = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    drawn = label_image(labels, colors).resize(size, Image.Resampling.NEAREST).convert("RGB")
+    base = image.resize(_viewing_size(image.size), Image.Resampling.BILINEAR, reducing_gap=2.0)
     shares = class_shares(labels, len(classes))
     names = {c: f"{classes[c]} {shares[c]:.1f} %" for c in np.argsort(-shares, kind="stable") if shares[c]}
-    return _with_legend([Image.blend(base, drawn, 0.5)], [], names, colors)
+    return _with_legend([blend(base, labels, colors)], [], names, colors)
+
+
+def blend(image: Image.Image, labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
+    """An RGB image with its label map, uint8 (H, W) of any size, laid half over it."""
+    drawn = label_image(labels, colors).resize(image.size, Image.Resampling.NEAREST).convert("RGB")
+    return Image.blend(image, drawn, 0.5)
+
+
+def legend(classes: Sequence[str], colors: Sequence[Sequence[int]]) -> Image.Image:
+    """The names of all classes beside their colours."""
+    return _with_legend([Image.new("RGB", (PANEL_SIDE, 1), "white")], [], dict(enumerate(classes)), colors)
 
 
 def panel(
@@ -109,6 +119,16 @@ def sample_files(
         picture.save(buffer, "JPEG" if name.endswith("jpg") else "PNG", quality=85, optimize=True)
         files[name] = buffer.getvalue()
     return files
+
+
+def sample_panels(folder: Path, classes: Sequence[str], colors: Sequence[Sequence[int]]) -> bytes | None:
+    """The panels, one below the other, of what `sample_files` wrote to a folder, as a PNG; None of an empty one."""
+    panels = []
+    for file in sorted(folder.glob("*-image.jpg")):
+        names = sample_names(file.name.removesuffix("-image.jpg"))
+        image, label, prediction = (np.asarray(Image.open(folder / name)) for name in names)
+        panels.append(panel(image.transpose(2, 0, 1), label, prediction, classes, colors))
+    return png(stack_panels(panels)) if panels else None
 
 
 def stack_panels(panels: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmark.evaluation.evaluator import flatten_scores
 from benchmark.evaluation.loop import Evaluation
-from benchmark.models.modeling import HEADS, SegmentationModel, parameter_counts
+from benchmark.models.heads import HEADS
+from benchmark.models.modeling import SegmentationModel, parameter_counts
 from benchmark.reporting.hub import Pusher, write_snapshot
 from benchmark.reporting.model_card import model_card
 from benchmark.reporting.model_folder import save_model

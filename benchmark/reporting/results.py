@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,7 +59,7 @@ def describe_experiment(identity: Mapping[str, Any], protocol: str, setting: str
 
 
 def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
-    """Where it ran and with what."""
+    """Where it ran, when it ended (the day in UTC), and with what."""
     device = accelerator.device
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
@@ -70,6 +71,7 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
         "world_size": accelerator.num_processes,
         "device": f"{device.type} ({name})",
         "peak_memory_bytes": peak,
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in VERSIONS},

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -10,7 +9,6 @@ from benchmark.models.encoder_checkpoint import fill_encoder
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.hub import model_folder
 from benchmark.reporting.model_folder import load_model
-from benchmark.reporting.run_folder import MODEL
 
 
 def start_from(model: SegmentationModel, name: str) -> list[str]:
@@ -26,8 +24,7 @@ def start_from(model: SegmentationModel, name: str) -> list[str]:
     Raises:
         UserError, ModelError: there is no such model, or its encoder is another one.
     """
-    inside = Path(name) / MODEL
-    trained = load_model(model_folder(str(inside) if (inside / "config.json").exists() else name))
+    trained = load_model(model_folder(name))
     report = fill_encoder(model.encoder, trained.encoder.backbone.state_dict(), name)
     return [str(report), _take_head(model, trained, name)]
 

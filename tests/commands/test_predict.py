@@ -1,14 +1,18 @@
 import csv
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmark.commands.predict import find_images, main
+from benchmark.commands.predict import main
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
+from benchmark.prediction.inputs import find_inputs
+from benchmark.prediction.video import Frame, VideoWriter, read_frames
+from benchmark.reporting.pictures import blend
 
 CLASSES = ["sky", "car", "road"]
 
@@ -41,8 +45,12 @@ def photos(tmp_path):
 def test_a_folder_of_images_becomes_label_maps_overlays_and_shares(model, photos, tmp_path, capsys):
     Image.new("RGB", (4000, 2)).save(photos / "line.png")
     output = tmp_path / "out"
-    main(["--model", str(model), str(photos), "--output", str(output), "--batch_size", "3"])
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(photos / "deep" / "16bit.png")
+    Image.effect_noise((33, 70), 80).convert("CMYK").save(photos / "deep" / "cmyk.jpg")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["--model", str(model), str(photos), "--output", str(output), "--batch_size", "3", "--device", "cpu"])
     expected = {"a.jpg": (40, 60), "a.png": (32, 32), "deep/b": (90, 31), "pixel": (1, 1)}
+    expected["deep/cmyk"] = (70, 33)
     found = {str(f.relative_to(output / "labels").with_suffix("")) for f in output.glob("labels/**/*.png")}
     assert found == set(expected)
     with (output / "shares.csv").open() as stream:
@@ -59,22 +67,59 @@ def test_a_folder_of_images_becomes_label_maps_overlays_and_shares(model, photos
             assert share == pytest.approx(100 * (labels == c).mean(), abs=1e-3)
         assert (output / "overlays" / f"{name}.jpg").exists()
     printed = capsys.readouterr()
-    assert "4 image(s)" in printed.out
+    assert "5 image(s)" in printed.out
+    assert "16bit.png was left out: An image of mode I;16 has more than 8 bits a channel" in printed.err
     assert "text.jpg was left out: cannot identify image file" in printed.err
     assert "line.png was left out: An image of 4000x2 pixels is too long and narrow" in printed.err
 
 
 def test_files_and_patterns_name_images_once_and_apart(photos):
-    found = find_images([str(photos / "*.png"), str(photos / "a.jpg"), str(photos / "a.png")])
+    found = find_inputs([str(photos / "*.png"), str(photos / "a.jpg"), str(photos / "a.png")])
     assert {name: file.name for name, file in found.items()} == {
         "a.png": "a.png",
         "a.jpg": "a.jpg",
         "pixel": "pixel.png",
     }
     (photos / "a.jpg.png").write_bytes((photos / "a.png").read_bytes())
-    assert set(find_images([str(photos / "a.*")])) == {"a.png", "a.jpg", "a.jpg.png"}
-    found = find_images([str(photos / "**" / "b.png")])
+    assert set(find_inputs([str(photos / "a.*")])) == {"a.png", "a.jpg", "a.jpg.png"}
+    found = find_inputs([str(photos / "**" / "b.png")])
     assert {name: file.name for name, file in found.items()} == {"b": "b.png"}
+    (photos / "a.jpg").unlink()
+    for file in photos.glob("*.*"):
+        file.unlink()
+    assert set(find_inputs([str(photos)])) == {"deep/b"}  # a folder's own tree, though all is in one branch of it
+
+
+def test_a_videos_frames_are_labelled_as_images_and_keep_their_times(model, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    pixels = [np.asarray(Image.fromarray(p).resize((61, 40))) for p in rng.integers(0, 256, (5, 6, 6, 3), np.uint8)]
+    writer = VideoWriter(tmp_path / "clip.mp4")
+    for picture, time in zip(pixels, (0, 1, 2, 5, 9), strict=True):  # at a rate that varies
+        writer.write(Frame(picture, 100 * time, Fraction(1, 1000)))
+    writer.close()
+    frames = list(read_frames(tmp_path / "clip.mp4"))
+    assert [float(frame.pts * frame.time_base) for frame in frames] == [0, 0.1, 0.2, 0.5, 0.9]
+    assert frames[0].pixels.shape == (40, 60, 3)
+    assert np.abs(frames[3].pixels - pixels[3][:, :60].astype(float)).mean() < 20
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame.pixels).save(tmp_path / f"{number}.png")
+
+    main(["--model", str(model), str(tmp_path / "clip.mp4"), "--output", str(tmp_path / "video"), "--batch_size", "3"])
+    main(["--model", str(model), str(tmp_path / "[0-9].png"), "--output", str(tmp_path / "images")])
+    video, images = ((tmp_path / name / "shares.csv").read_text() for name in ("video", "images"))
+    assert video == images.replace("\n", "\nclip:").removesuffix("clip:") and video.count("\n") == 6
+    laid = list(read_frames(tmp_path / "video" / "overlays" / "clip.mp4"))
+    assert [frame.pts * frame.time_base for frame in laid] == [frame.pts * frame.time_base for frame in frames]
+    with Image.open(tmp_path / "images" / "labels" / "3.png") as labels:
+        expected = np.asarray(blend(Image.fromarray(frames[3].pixels), np.asarray(labels), [(9, 0, 0)] * 3))
+    assert np.abs(laid[3].pixels - expected.astype(float)).mean() < 20
+    assert (tmp_path / "video" / "legend.png").exists()
+
+    (tmp_path / "torn.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:900])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        both = [str(tmp_path / "torn.mp4"), str(tmp_path / "0.png")]
+        main(["--model", str(model), *both, "--output", str(tmp_path / "torn")])
+    assert "torn.mp4 was left out: " in capsys.readouterr().err
 
 
 def test_a_very_large_image_is_read_and_a_larger_one_reported(model, photos, tmp_path, monkeypatch, capsys):
@@ -83,7 +128,8 @@ def test_a_very_large_image_is_read_and_a_larger_one_reported(model, photos, tmp
     main(["--model", str(model), str(photos / "a.jpg"), str(photos / "deep" / "b.png"), "--output", str(output)])
     assert (output / "labels" / "a.png").exists() and (output / "labels" / "deep" / "b.png").exists()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1300)
-    main(["--model", str(model), str(photos / "a.png"), str(photos / "deep" / "b.png"), "--output", str(output)])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["--model", str(model), str(photos / "a.png"), str(photos / "deep" / "b.png"), "--output", str(output)])
     assert "b.png was left out: Image size (2790 pixels) exceeds limit" in capsys.readouterr().err
 
 
@@ -94,10 +140,11 @@ def test_what_cannot_be_predicted_ends_in_one_sentence(model, photos, tmp_path):
     for arguments, sentence in (
         (["--model", str(model), str(tmp_path / "empty"), "--output", out], "holds no images"),
         (["--model", str(model), str(tmp_path / "no.jpg"), "--output", out], "There is no image"),
-        (["--model", str(model), str(photos / "text.jpg"), "--output", out], r"None of 1 image\(s\) could be read"),
+        (["--model", str(model), str(photos / "text.jpg"), "--output", out], r"None of 1 file\(s\) could be read"),
         (["--model", str(model), good, "--output", str(tmp_path / "file")], "cannot be written"),
         (["--model", str(model), good, "--output", out, "--batch_size", "0"], "must be above 0"),
-        (["--model", str(tmp_path / "empty"), good, "--output", out], "is not a model folder"),
+        (["--model", str(model), good, "--output", out, "--device", "abacus"], "--device abacus cannot be used"),
+        (["--model", str(tmp_path / "empty"), good, "--output", out], "holds no model"),
     ):
         with pytest.raises(UserError, match=sentence) as caught:
             main(arguments)

@@ -17,8 +17,8 @@ from transformers.dynamic_module_utils import get_imports
 from benchmark.commands.predict import predict
 from benchmark.evaluation.loop import evaluate
 from benchmark.models.configuration import SegmentationConfig
-from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel
+from benchmark.reporting.model_folder import save_model
 
 CLASSES = ["dark", "green", "bright", "far", "near"]
 PIPELINE = """
@@ -38,8 +38,7 @@ folders, images, output = json.loads(sys.argv[1])
 for number, folder in enumerate(folders):
     segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
     classes = segment.model.config.label2id
-    for place, image in enumerate(images):
-        regions = segment(image)
+    for place, regions in enumerate(segment(images, batch_size=1 + number)):
         labels = np.full(np.asarray(regions[0]["mask"]).shape, 255, np.uint8)
         for region in regions:
             labels[np.asarray(region["mask"]) > 0] = classes[region["label"]]
@@ -63,8 +62,7 @@ def folders(tmp_path):
             label2id={name: c for c, name in enumerate(CLASSES)},
         )
         paths.append(tmp_path / head)
-        SegmentationModel(config).save_pretrained(paths[-1])
-        processor(config).save_pretrained(paths[-1])
+        save_model(paths[-1], config, SegmentationModel(config).state_dict())
     return paths
 
 
@@ -113,8 +111,6 @@ def test_pipeline_predict_and_evaluation_agree_bit_for_bit(folders, images, tmp_
     assert done.returncode == 0, done.stderr
     for number, folder in enumerate(folders):
         output = tmp_path / f"out{number}"
-        for name in ("labels", "overlays"):
-            (output / name).mkdir(parents=True)
         predict(str(folder), {file.stem: file for file in images}, output, batch_size=3, precision="fp32")
         predictions = [np.asarray(Image.open(output / "labels" / f"{file.stem}.png")) for file in images]
         assert len(np.unique(np.concatenate([p.ravel() for p in predictions]))) > 1

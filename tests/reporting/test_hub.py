@@ -21,10 +21,9 @@ from safetensors.torch import load_file, save_file
 from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
-from benchmark.models.image_processing import processor
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.hub import Pusher, model_folder, write_snapshot
-from benchmark.reporting.model_folder import load_model
+from benchmark.reporting.model_folder import load_model, save_model
 from benchmark.training.loop import train
 
 REPO = "me/shapes-tiny"
@@ -123,7 +122,7 @@ def test_a_hub_that_is_down_gives_a_warning_and_ends_nothing(online, tmp_path, c
     assert not pusher.finish(write("last"))
     warned = [record.getMessage() for record in caplog.records if record.name == "benchmark.reporting.hub"]
     assert warned == [
-        f"{what} could not be pushed to {REPO} (status 503); the run continues."
+        f"{what} could not be pushed to {REPO} (status 503); 'python -m benchmark push' pushes a finished run."
         for what in ("Step 1", "The finished model")
     ]
     assert all(
@@ -155,7 +154,7 @@ def test_an_invalid_repository_name_is_an_error(online, tmp_path):
 def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     for name, sentence in {
-        str(tmp_path / "run"): "is not a model folder: name one that holds",
+        str(tmp_path / "run"): "holds no model: name a finished run",
         str(tmp_path / "nothing"): "There is no model folder",
         "me/nothing": "no model on the Hub called me/nothing",
         "me/a name": "neither a folder nor a name",
@@ -177,9 +176,8 @@ def test_a_gated_model_is_an_error(online, tmp_path):
         model_folder(REPO)
 
 
-def test_a_run_folder_is_answered_with_its_models(saved):
-    with pytest.raises(UserError, match=f"name {saved}"):
-        model_folder(str(saved.parent))
+def test_a_run_folder_names_the_model_in_it(saved):
+    assert model_folder(str(saved.parent)) == saved
 
 
 def test_another_projects_model_is_refused(tmp_path):
@@ -264,6 +262,16 @@ def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(
     again, results = (json.loads(path.read_text()) for path in (tmp_path / "again.json", folder / "results.json"))
     assert again["mean_iou"] == results["mean_iou"] and again["iou"] == results["iou"]
 
+    main(["push", str(folder), "me/later", "--private"])
+    later = online.files("me/later")
+    assert online.private["me/later"] and later.keys() == files.keys()
+    card = later.pop("README.md").decode().replace("me/later", REPO).replace("later", "shapes-tiny")
+    assert card == files["README.md"].decode() and later.pop("panel.png")[:4] == b"\x89PNG"
+    assert all(data == files[name] for name, data in later.items())
+    online.refuse = lambda number: True
+    with pytest.raises(UserError, match="was not pushed: see the reason above"):
+        main(["push", str(folder), "me/later"])
+
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     pushed = [data for _, commit in online.repos[REPO] for data in commit.values()]
     assert not any(TOKEN.encode() in data for data in left + pushed)
@@ -273,22 +281,63 @@ def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(
     assert TOKEN not in "".join([*capfd.readouterr(), caplog.text])
 
 
+STRANGER = """
+import sys
+sys.modules["benchmark"] = sys.modules["data_scripts"] = None  # to import them is an error
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+name, images, output = sys.argv[1], sys.argv[2:-1], sys.argv[-1]
+known = {"trust_remote_code": True, "revision": "main"}  # without a revision, transformers says that it fetches code
+
+segment = pipeline("image-segmentation", model=name, **known)
+found = {}
+for batch_size in (1, 3):
+    for image, regions in zip(images, segment(images, batch_size=batch_size), strict=True):
+        labels = sum(np.asarray(r["mask"]) // 255 * (1 + segment.model.config.label2id[r["label"]]) for r in regions)
+        found.setdefault(image, []).append(labels)
+segment.model.save_pretrained(output)
+one = segment(images[0])
+
+model = AutoModelForSemanticSegmentation.from_pretrained(name, **known)
+processor = AutoImageProcessor.from_pretrained(name, **known)
+pictures = [Image.open(image) for image in images]
+with torch.no_grad():
+    outputs = model(**processor(pictures))
+maps = processor.post_process_semantic_segmentation(outputs, [picture.size[::-1] for picture in pictures])
+for image, labels in zip(images, maps, strict=True):
+    assert all((labels.numpy() + 1 == masks).all() for masks in found[image])
+windows = processor.post_process_semantic_segmentation(outputs)
+print([list(window.shape) for window in windows], len(one))
+"""
+
+
+def test_what_is_not_a_finished_run_is_not_pushed(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"holds no finished run \(results\.json is missing\)"):
+        main(["push", str(tmp_path), REPO])
+
+
 @pytest.mark.slow
-def test_a_pushed_model_is_loaded_by_its_name_where_this_package_is_not(online, saved, tmp_path):
-    processor(load_model(saved).config).save_pretrained(saved)
+@pytest.mark.parametrize("head", ["linear", "mask2former"])
+def test_a_pushed_model_is_loaded_by_its_name_where_this_package_is_not(online, tmp_path, head):
+    """Pipeline, batches of windows, and AutoModel give one label map, without a warning; saved again it loads."""
+    torch.manual_seed(0)
+    names = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    config = SegmentationConfig(encoder="test_vit", crop_size=(32, 32), head=head, **names)
+    save_model(tmp_path / "model", config, SegmentationModel(config).state_dict())
     pusher = Pusher(REPO, private=False, folder=tmp_path)
-    assert pusher.finish(lambda folder: shutil.copytree(saved, folder, dirs_exist_ok=True))
-    Image.effect_noise((70, 50), 80).convert("RGB").save(tmp_path / "image.png")
-    script = (
-        "import sys\n"
-        "sys.modules['benchmark'] = sys.modules['data_scripts'] = None\n"  # to import them is an error
-        "import numpy as np\n"
-        "from transformers import pipeline\n"
-        "segments = pipeline('image-segmentation', model=sys.argv[1], trust_remote_code=True)(sys.argv[2])\n"
-        "print(sum(np.asarray(segment['mask']) // 255 for segment in segments).tolist())\n"
-    )
+    assert pusher.finish(lambda folder: shutil.copytree(tmp_path / "model", folder, dirs_exist_ok=True))
+    images = [str(tmp_path / f"{width}.png") for width in (32, 70, 50)]
+    for width, image in zip((32, 70, 50), images, strict=True):
+        Image.effect_noise((width, 50), 80).convert("RGB").save(image)
     environment = {"HF_ENDPOINT": online.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
-    done = run_python("-c", script, REPO, str(tmp_path / "image.png"), **environment)
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    again = tmp_path / "again"
+    done = run_python("-c", STRANGER, REPO, *images, str(again), **environment)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[1] * 70] * 50  # each pixel has one class
+    windows, regions = done.stdout.rsplit(" ", 1)
+    assert json.loads(windows) == [[32, 32]] * 5 and 1 <= int(regions) <= 3
+    messages = [line for line in done.stderr.splitlines() if line and not line.startswith(("Loading w", "Writing m"))]
+    assert not messages, done.stderr
+    assert (again / "pipeline.py").exists() and type(load_model(again).head).__name__.lower().startswith(head)

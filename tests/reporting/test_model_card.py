@@ -28,6 +28,8 @@ def results():
         "images_per_second": 12.34,
         "parameters": 86_000_000,
         "protocol": "0123456789abcdef",
+        "date": "2026-11-26",
+        "versions": {"benchmark": "0.1.0", "commit": "0123456789abcdef"},
     }
 
 
@@ -55,6 +57,25 @@ def test_the_text_says_what_was_run_and_what_was_measured(results):
     for part in ("--num_processes 2 train.py", 'model="me/my-model", trust_remote_code=True', "512x512", "86,000,000"):
         assert part in text
     assert "Training continues" not in text
+    for part in ("benchmark](https://huggingface.co/models?other=", "arxiv.org/abs/2404.12172", "head, fine-tuned for"):
+        assert part in text
+    for part in ("| trained on | shapes |", "| code | version 0.1.0, commit 0123456789ab |", "| date | 2026-11-26 |"):
+        assert part in text
+    assert "(panel.png)" in text
+    assert "(panel.png)" not in model_card("me/x", recipe(), results, step=7, head="linear", picture=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        (["--model.pretrained", "false"], "trained from scratch for"),
+        (["--model.freeze_encoder", "true"], "fine-tuned (the head alone, the encoder frozen) for"),
+        (["--model.pretrained", "false", "--model.init_from", "runs/a"], "fine-tuned for"),
+        (["--model.pretrained", "false", "--model.checkpoint", "a.pth"], "fine-tuned for"),
+    ],
+)
+def test_it_says_whether_the_encoder_was_trained_from_scratch(flags, how):
+    assert f"with a linear head, {how} semantic" in model_card("me/x", recipe(*flags), None, step=1, head="linear")
 
 
 @pytest.mark.parametrize(("pretrained", "base"), [("true", "me/vit"), ("false", None)])
@@ -78,6 +99,7 @@ def test_a_card_before_the_end_says_so():
         (["--model.encoder", "vit_small_patch16_dinov3.lvd1689m"], "other", "are under dinov3-license"),
         (["--model.pretrained", "false"], None, "trained from random weights"),
         (["--model.checkpoint", "x.pt"], None, "ask their authors"),
+        (["--model.init_from", "runs/a"], None, "another trained model, runs/a: its terms hold"),
         (["--model.encoder", "hf-hub:me/vit@main"], None, "in [their repository](https://huggingface.co/me/vit)"),
     ],
 )

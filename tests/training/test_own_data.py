@@ -183,6 +183,7 @@ def test_pixels_of_more_than_8_bits_are_refused_by_processor_and_predict(own, tm
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/deep.png").write_bytes(buffer.getvalue())
     Image.new("RGB", (60, 50)).save(tmp_path / "photos/plain.png")
-    main(["predict", "--model", folder, str(tmp_path / "photos"), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["predict", "--model", folder, str(tmp_path / "photos"), "--output", str(tmp_path / "out")])
     assert "deep.png was left out: An image of mode I;16 has more than 8 bits" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out/labels") == ["plain.png"]

@@ -1,0 +1,69 @@
+"""The images and videos that files, folders and patterns name."""
+
+import glob
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from benchmark.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+
+
+def find_inputs(names: Sequence[str]) -> dict[str, Path]:
+    """The files that files, folders (their images, however deep) and patterns name.
+
+    Returns:
+        Each file by a name for its output that no other has: its path without its ending, below the folder that was
+        named, or below what all of them share where there are several.
+
+    Raises:
+        UserError: one of `names` names nothing.
+    """
+    found: dict[Path, None] = {}
+    bases = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+            if not inside:
+                raise UserError(f"The folder {name} holds no images ({', '.join(IMAGES)}): name another one.")
+            bases.append(path.absolute())
+        elif path.is_file():
+            inside = [path]
+        else:
+            inside = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+            if not inside:
+                raise UserError(f"There is no image {name}: name a file, a folder or a pattern that fits some.")
+        if not path.is_dir():
+            bases += [file.absolute().parent for file in inside]
+        found.update(dict.fromkeys(file.absolute() for file in inside))
+    root = os.path.commonpath(bases)
+    relative = {file: file.relative_to(root) for file in found}
+    stems = Counter(path.with_suffix("") for path in relative.values())
+    named = {
+        str(path.with_suffix("") if stems[path.with_suffix("")] == 1 else path): file for file, path in relative.items()
+    }
+    # a.jpg, a.png and a.jpg.png: the last would take the first one's name
+    return named if len(named) == len(found) else {str(path): file for file, path in relative.items()}
+
+
+def is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEOS
+
+
+def open_image(file: Path) -> Image.Image:
+    """The image of a file, turned as its EXIF says.
+
+    Raises:
+        OSError, ValueError, SyntaxError: or whatever else PIL has for a file that is none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # up to twice the size at which PIL warns of a bomb, an image is read
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image)
