@@ -24,7 +24,7 @@ KNOWN = {
     "_output_dir": "data_scripts/builder.py",
     "_prepare_split_single": "data_scripts/builder.py",
     "_download_and_prepare": "data_scripts/builder.py",
-    "torch.utils._python_dispatch": "benchmark/commands/throughput_loss.py",
+    "torch.utils._python_dispatch": "benchmark/throughput/loss.py",
 }
 
 

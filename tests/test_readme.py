@@ -1,4 +1,4 @@
-"""Every command of the README is parsed by what it calls, and every file it names is there."""
+"""Every command of the README and of docs/ is parsed by what it calls, and every file they name is there."""
 
 import configparser
 import itertools
@@ -6,29 +6,35 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from launching import ROOT
 
 from benchmark.__main__ import COMMANDS
+from benchmark.models.configuration import SegmentationConfig
+from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.parser import CommandParser
 from benchmark.recipe.schema import KEYS
+from benchmark.reporting.model_folder import save_model
 from benchmark.training.build import describe
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)]
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S+")
 
 
-def commands() -> list[list[str]]:
+def commands() -> list[tuple[str, ...]]:
     parts = [part for line in LINES if line and not line.startswith("#") for part in line.split("&&")]
     words = [shlex.split(part) for part in parts]
-    return [[word for word in command if not ASSIGNMENT.fullmatch(word)] for command in words]
+    return sorted({tuple(word for word in command if not ASSIGNMENT.fullmatch(word)) for command in words})
 
 
 def test_there_are_commands():
-    assert ["pytest"] in commands() and len(commands()) > 8
+    assert ("pytest",) in commands() and len(commands()) > 8
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -37,16 +43,17 @@ def test_a_command_is_one_that_works(command, capsys):
     if program == "accelerate" and command[1] == "launch":
         check_launch(command[2:])
     elif program == "python" and command[1] == "-m":
-        assert command[2] == "benchmark" and command[3] in COMMANDS
-        check_flags(command)
-    elif program == "python":
+        assert command[2] == "venv" or (command[2] == "benchmark" and command[3] in COMMANDS)
+        if command[2] == "benchmark":
+            check_flags(command)
+    elif program == "python" and "-m" not in command:
         check_launch(command[1:])
     else:
         # What is not ours: pip's editable installs, pytest, and programs that the dependencies bring.
-        assert program in ("pip", "pytest", "tensorboard", "lint-imports", "ruff", "sbatch", "cd", "git")
+        assert program in ("pip", "pytest", "tensorboard", "lint-imports", "ruff", "sbatch", "cd", "git", "source")
 
 
-def check_launch(words: list[str]) -> None:
+def check_launch(words: Sequence[str]) -> None:
     script = words.index("train.py")
     if "--config_file" in words:
         assert (ROOT / words[words.index("--config_file") + 1]).is_file()
@@ -58,7 +65,7 @@ def check_launch(words: list[str]) -> None:
     describe(recipe)
 
 
-def check_flags(command: list[str]) -> None:
+def check_flags(command: Sequence[str]) -> None:
     """The command's own --help knows each of its flags, but for overrides of the recipe."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", command[3], "--help"], cwd=ROOT, capture_output=True, text=True
@@ -72,10 +79,33 @@ def check_flags(command: list[str]) -> None:
 
 
 def test_every_file_that_is_named_exists():
-    named = set(re.findall(r"\]\(([\w./-]+)\)", README)) | set(re.findall(r"`([\w/]+\.(?:py|yaml|md|sh))`", README))
-    made = {"results.json", "recipe.yaml", "report.md"}
-    for name in named - made:
-        assert (ROOT / name).exists(), name
+    for page in PAGES:
+        text = page.read_text()
+        for name in set(re.findall(r"\]\(([\w./-]+)\)", text)):
+            assert (page.parent / name).exists(), (page.name, name)
+        made = {"results.json", "recipe.yaml", "report.md", "lines.txt"}
+        for name in set(re.findall(r"`([\w/]+/[\w/]+\.(?:py|yaml|md|sh))`", text)) - made:
+            assert (ROOT / name).exists(), (page.name, name)
+
+
+def test_the_librarys_examples_run(tmp_path, monkeypatch):
+    """The blocks of docs/api.md, one after the other, as a reader would paste them."""
+    config = SegmentationConfig(encoder="test_vit", crop_size=(32, 32), num_labels=3)
+    model = SegmentationModel(config)
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "runs/quickstart/test_vit-seed0/model", config, model.state_dict())
+    rng = np.random.default_rng(0)
+    names = {"image": rng.integers(0, 256, (40, 70, 3), np.uint8), "truth": rng.integers(0, 3, (40, 70), np.uint8)}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), flags=re.S)
+    exec(blocks[0] + blocks[1], names)
+    assert names["labels"].shape == (40, 70) and names["labels"].dtype == np.uint8
+    union = [((names["labels"] == c) | (names["truth"] == c)).sum() for c in range(3)]
+    hits = [((names["labels"] == c) & (names["truth"] == c)).sum() for c in range(3)]
+    expected = np.mean([h / u for h, u in zip(hits, union, strict=True) if u])
+    assert names["scores"]["mean_iou"] == pytest.approx(expected)
+    first = names.pop("scores")
+    exec(blocks[2], names)
+    assert names["scores"] == first
 
 
 def test_the_drawing_is_the_contract():

@@ -1,10 +1,15 @@
-"""python -m benchmark throughput data|loss|train [--recipe FILE ...] [--section.key value ...]
+"""python -m benchmark throughput data|eval|loss|train|all [--recipe FILE ...] [--section.key value ...]
 
 Measure one part on this machine: print a table and, last, one line of JSON.
 
   data   training samples that one worker makes in a second, and where its time goes; needs the recipe's dataset
+  eval   label maps and scores beside the bare forward passes; needs neither data nor pretrained weights
   loss   the Mask2Former loss beside transformers' own; takes no recipe
-  train  training steps of the recipe's model on synthetic images; needs neither data nor pretrained weights
+  train  training steps of the recipe's model on synthetic images, in turns with a matrix product, which says what the
+         machine could do; needs neither data nor pretrained weights
+  all    one after the other
+
+Medians count; the spread is the distance of the quartiles. On a machine that does other work, compare CPU seconds.
 """
 
 import json
@@ -18,37 +23,45 @@ from data_scripts.tables import format_table
 KEYS = (  # how those begin that a part uses
     *("seed", "data.", "augment.", "optim."),
     *(f"model.{key}" for key in ("encoder", "head", "patch_size", "freeze_encoder", "image_", "mask2former.")),
-    *(f"train.{key}" for key in ("global_batch_size", "micro_batch_size", "precision", "compile", "deterministic")),
+    *(f"train.{key}" for key in ("steps", "global_batch_size", "micro_batch_size", "eval_batch_size")),
+    *(f"train.{key}" for key in ("precision", "compile", "deterministic")),
 )
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark throughput", description=__doc__)
-    parser.add_argument("part", choices=("data", "loss", "train"), help="what is measured")
+    parser.add_argument("part", choices=("data", "eval", "loss", "train", "all"), help="what is measured")
     parser.add_recipe(required=False, keys=KEYS)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long data is measured (%(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="how many steps train makes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="how many steps train and eval make (%(default)s)")
+    parser.add_argument("--profile", metavar="FILE", help="of train: write a trace of two steps, for Perfetto")
     own, overrides = parser.parse_known_args(arguments)
     if own.seconds <= 0 or own.steps <= 0:
         raise UserError("--seconds and --steps must be above 0: leave them out for ten.")
-    if own.part == "loss":
-        if own.recipe or overrides:
-            raise UserError("throughput loss has one setting of its own and takes no recipe: leave it out.")
-        from benchmark.commands import throughput_loss
-
-        throughput_loss.run()
-        return
-    if not own.recipe:
+    if own.part == "loss" and (own.recipe or overrides):
+        raise UserError("throughput loss has one setting of its own and takes no recipe: leave it out.")
+    if own.part != "loss" and not own.recipe:
         raise UserError(f"throughput {own.part} measures what a recipe says: name one with --recipe.")
-    recipe = load_recipe(own.recipe, overrides)
-    if own.part == "data":
-        measure_data(recipe, own.seconds)
-    else:
-        measure_train(recipe, own.steps)
+    recipe = None if own.part == "loss" else load_recipe(own.recipe, overrides)
+    parts = {
+        "data": lambda: measure_data(recipe, own.seconds),
+        "train": lambda: measure_train(recipe, own.steps, own.profile),
+        "eval": lambda: measure_evaluation(recipe, own.steps),
+        "loss": measure_loss,
+    }
+    for name, measure in parts.items():
+        if own.part in (name, "all"):
+            measure()
+
+
+def measure_loss() -> None:
+    from benchmark.throughput import loss
+
+    loss.run()
 
 
 def measure_data(recipe: Recipe, seconds: float) -> None:
-    from benchmark.commands.throughput_data import PARTS, measure
+    from benchmark.throughput.data import PARTS, measure
     from benchmark.training.build import prepare_dataset
 
     split = prepare_dataset(recipe, recipe.data.train).splits["train"]
@@ -61,25 +74,58 @@ def measure_data(recipe: Recipe, seconds: float) -> None:
     )
 
 
-def measure_train(recipe: Recipe, steps: int) -> None:
+def measure_train(recipe: Recipe, steps: int, profile: str | None) -> None:
     from accelerate import PartialState
 
-    from benchmark.commands.throughput_train import measure
+    from benchmark.throughput.train import measure
 
-    measured = measure(recipe, steps)
+    measured = measure(recipe, steps, profile)
     if not PartialState().is_main_process:
         return
-    model = recipe.model
+    split = {f"s/step, {part}": f"{seconds:.3f}" for part, seconds in measured["split"].items()}
     _print(
-        f"Training steps of {model.encoder}, {'frozen, ' * model.freeze_encoder}{model.head} head, "
-        f"{' x '.join(map(str, recipe.data.crop))}, patch {model.patch_size}, {recipe.train.precision}",
+        f"Training steps of {_describe(recipe)}",
         {
             "images/s": f"{measured['images_per_second']:.2f}",
             "s/step": f"{measured['seconds_per_step']:.3f}",
+            "CPU s/step": f"{measured['cpu_seconds_per_step']:.3f}",
+            "spread": f"{measured['spread']:.1%}",
+            **split,
+            "TFLOP/s": f"{measured['tflops']:.3f}",
+            "of a matrix product's": f"{measured['matrix_share']:.0%}",
+            "hours of the whole training": f"{measured['hours']:.2f}",
             "peak memory, GiB": f"{measured['peak_memory_bytes'] / 2**30:.2f}",
             "device": measured["device"],
         },
         measured,
+    )
+
+
+def measure_evaluation(recipe: Recipe, rounds: int) -> None:
+    from benchmark.throughput.evaluation import measure
+
+    measured = measure(recipe, rounds)
+    _print(
+        f"Label maps of {measured['image_size']} and {measured['classes']} classes by {_describe(recipe)}",
+        {
+            "images/s": f"{measured['images_per_second']:.2f}",
+            "s/image": f"{measured['seconds']:.3f}",
+            "CPU s/image": f"{measured['cpu_seconds']:.3f}",
+            "spread": f"{measured['spread']:.1%}",
+            "s/image, forward passes alone": f"{measured['forward_seconds']:.3f}",
+            "times the forward passes": f"{measured['over_forward']:.2f}",
+            "peak memory, GiB": f"{measured['peak_memory_bytes'] / 2**30:.2f}",
+            "device": measured["device"],
+        },
+        measured,
+    )
+
+
+def _describe(recipe: Recipe) -> str:
+    model = recipe.model
+    return (
+        f"{model.encoder}, {'frozen, ' * model.freeze_encoder}{model.head} head, "
+        f"{' x '.join(map(str, recipe.data.crop))}, patch {model.patch_size}, {recipe.train.precision}"
     )
 
 

@@ -1,14 +1,25 @@
 """The one loop over windows, which evaluation and `predict` share: images of any size in, windows' logits out."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmark.models import modeling
-from benchmark.models.windows import WindowLogits, normalize, split_windows
+from benchmark.models.errors import ModelError
+from benchmark.models.windows import (
+    WindowLogits,
+    label_map,
+    normalize,
+    num_windows,
+    resize_to_cover,
+    rgb_tensor,
+    split_windows,
+)
 
 Key = TypeVar("Key")
 
@@ -76,3 +87,23 @@ def window_logits(
             key, count = pending.pop(0)
             own, outputs = outputs[:count], outputs[count:]
             yield key, modeling.window_logits({name: torch.stack([o[name] for o in own]) for name in own[0]}, crop)
+
+
+def label_image(model: modeling.SegmentationModel, image: Image.Image | np.ndarray) -> np.ndarray:
+    """The label map, uint8 (H, W), that evaluation would score for one image, in fp32.
+
+    Args:
+        model: in eval mode, on any device.
+        image: a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4); what EXIF says of its rotation is not used.
+
+    Raises:
+        ModelError: the model is in train mode, or the image has more than 8 bits a channel or is too long and narrow.
+    """
+    if model.training:
+        raise ModelError("The model is in train mode, which would give other labels: call model.eval() first.")
+    pixels = rgb_tensor(image)
+    size, crop_size = tuple(pixels.shape[1:]), model.config.crop_size
+    batch_size = num_windows(size, crop_size)
+    images = [(size, resize_to_cover(pixels, crop_size))]
+    found = window_logits(model, images, batch_size=batch_size, device=model.device, autocast=nullcontext)
+    return label_map(next(found)[1], size).cpu().numpy()

@@ -1,15 +1,17 @@
 import json
 
 import pytest
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmark.commands import throughput
-from benchmark.commands.throughput_train import CLASSES_PER_IMAGE, measure, synthetic_batch
 from benchmark.data.color_jitter import color_jitter
 from benchmark.data.loaders import training_loader
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.recipe.parser import load_recipe
+from benchmark.throughput.timing import Timing, time_in_turns
+from benchmark.throughput.train import CLASSES_PER_IMAGE, PARTS, SPLIT_STEPS, measure, synthetic_batch
 from data_scripts.preparation import prepare
 
 
@@ -23,7 +25,10 @@ def test_train_makes_the_steps_it_is_asked_for_and_leaves_nothing(tiny, tmp_path
     hook = register_optimizer_step_post_hook(lambda *_: stepped.append(1))
     measured = run(tiny, capsys, "train", "--steps", "2", "--train.micro_batch_size", "2")
     hook.remove()
-    assert len(stepped) == 2 + 3  # three to warm up; two micro batches are accumulated in each
+    # One is counted, three warm up, and some are split; two micro batches are accumulated in each.
+    assert len(stepped) == 2 + 1 + 3 + SPLIT_STEPS
+    assert set(measured["split"]) == set(PARTS) and all(seconds > 0 for seconds in measured["split"].values())
+    assert measured["matrix_share"] == pytest.approx(measured["tflops"] / measured["matrix_tflops"])
     assert measured["steps"] == 2 and measured["world_size"] == 1
     assert measured["images_per_second"] * measured["seconds_per_step"] == pytest.approx(measured["global_batch_size"])
     assert measured["peak_memory_bytes"] > 2**20
@@ -51,6 +56,38 @@ def test_data_says_where_the_time_goes(tiny, capsys):
     measured = run(tiny, capsys, "data", "--seconds", "0.1")
     whole = 1000 / measured["images_per_second"]
     assert sum(measured[part] for part in ("decode", "label", "resize", "rest")) >= whole - 1e-6
+
+
+def test_a_steps_operations_are_those_of_its_layers(tiny):
+    """Of the blocks' products, forward and backward, which are nearly all that a step of larger images computes."""
+    flags = ["--model.encoder", "test_vit", "--data.crop_size", "128", "--train.global_batch_size", "2"]
+    measured = measure(load_recipe([tiny[1]], [*tiny[2:], *flags]), steps=1)
+    width, depth, tokens, images = 64, 6, (128 // 16) ** 2 + 1, 2
+    products = 2 * images * depth * (12 * width**2 * tokens + 2 * tokens**2 * width)
+    assert measured["tflops"] * measured["seconds_per_step"] * 1e12 == pytest.approx(3 * products, rel=0.2)
+
+
+def test_a_trace_is_written_on_request(tiny, tmp_path):
+    throughput.main(["train", *tiny, "--steps", "1", "--profile", str(tmp_path / "trace.json")])
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert sum("Optimizer.step" in str(event.get("name")) for event in events) == 2
+
+
+@pytest.mark.parametrize("head", ["linear", "mask2former"])
+def test_evaluation_is_told_beside_its_forward_passes(tiny, capsys, head):
+    measured = run(tiny, capsys, "eval", "--steps", "2", "--model.head", head, "--train.eval_batch_size", "2")
+    assert measured["image_size"] == "128x256" and measured["classes"] == 6
+    assert measured["over_forward"] == pytest.approx(measured["seconds"] / measured["forward_seconds"])
+    assert measured["images_per_second"] * measured["seconds"] == pytest.approx(1)
+
+
+def test_parts_are_timed_in_turns():
+    calls = []
+    parts = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = time_in_turns(parts, 3, torch.device("cpu"))
+    assert calls == list("ababab") and len(timings["a"].wall) == len(timings["b"].cpu) == 3
+    timing = Timing((4.0, 1.0, 2.0, 3.0, 100.0), (1.0, 2.0, 9.0))
+    assert (timing.seconds, timing.cpu_seconds, timing.spread) == (3.0, 2.0, (4 - 2) / 3)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,39 @@ from launching import ROOT, launch
 
 from benchmark.training.launch import num_cores, num_threads
 
+GROUPS = {  # files of Linux's control groups, as a container sees them
+    "version 2": {"/sys/fs/cgroup/cpu.max": "{quota} 100000"},
+    "version 1": {
+        "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "{quota}",
+        "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+    },
+}
+
 
 @pytest.fixture
 def plain(monkeypatch):
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
+@pytest.mark.parametrize(("quota", "cores"), [("50000", 1), ("150000", 2), ("300000", 3), ("max", 8)])
+@pytest.mark.parametrize("version", GROUPS)
+def test_a_containers_quota_and_the_affinity_bound_the_cores(version, quota, cores, tmp_path, monkeypatch):
+    files = {}
+    for number, (name, text) in enumerate(GROUPS[version].items()):
+        files[name] = tmp_path / str(number)
+        files[name].write_text(text.format(quota="-1" if quota == "max" and version == "version 1" else quota))
+    exists, opened = os.path.exists, open
+    known = [name for names in GROUPS.values() for name in names]
+    monkeypatch.setattr("os.path.exists", lambda path: path in files if path in known else exists(path))
+    monkeypatch.setattr("builtins.open", lambda path, *rest, **named: opened(files.get(path, path), *rest, **named))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert num_cores() == cores
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    assert num_cores() == 1
 
 
 def test_omp_num_threads_is_respected(plain):

@@ -1,0 +1,68 @@
+"""`python -m benchmark throughput eval`: label maps and their counts beside the windows' bare forward passes."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+
+import torch
+
+from benchmark.evaluation.inference import window_logits
+from benchmark.evaluation.mean_iou import MeanIoU
+from benchmark.models.modeling import SegmentationModel
+from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
+from benchmark.recipe.schema import Recipe
+from benchmark.reporting.results import describe_machine
+from benchmark.throughput.timing import time_in_turns
+from benchmark.training.build import model_config
+from benchmark.training.launch import start_processes
+from data_scripts.preparation import class_names
+
+
+def measure(recipe: Recipe, rounds: int) -> dict[str, float | int | str]:
+    """Evaluate noise of twice the crop's height and four times its width, two windows an image, with random weights.
+
+    Returns, for one image, seconds and cpu_seconds (medians), spread (between quartiles, as a share of the median),
+    forward_seconds (of the bare forward passes), over_forward (seconds over these), and images_per_second; image_size,
+    classes, and of this process peak_memory_bytes and device.
+    """
+    accelerator = start_processes(recipe)
+    device = accelerator.device
+    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
+    torch.manual_seed(recipe.seed)
+    config = model_config(recipe, classes, None)
+    model = SegmentationModel(config).eval().to(device)
+    crop = recipe.data.crop
+    size = (2 * crop[0], 4 * crop[1])
+    pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    reference = torch.randint(0, len(classes), size, dtype=torch.uint8, device=device)
+    image = resize_to_cover(pixels, crop)
+    windows = split_windows(image, crop)
+    count = max(1, recipe.train.eval_batch_size // len(windows))  # images in one forward pass
+    inputs = normalize(windows.to(device), config.image_mean, config.image_std).repeat(count, 1, 1, 1)
+    metric = MeanIoU(classes)
+    autocast = accelerator.autocast if recipe.train.precision != "fp32" else nullcontext
+
+    @torch.no_grad()
+    def forward() -> None:
+        with autocast():
+            model(pixel_values=inputs)
+
+    def evaluate() -> None:
+        images = [(None, image)] * count
+        for _, logits in window_logits(model, images, batch_size=len(inputs), device=device, autocast=autocast):
+            metric.add(prediction=label_map(logits, size), reference=reference)
+
+    forward(), evaluate()  # to warm up
+    timings = time_in_turns({"forward": forward, "evaluate": evaluate}, rounds, device)
+    machine = describe_machine(accelerator)
+    whole, bare = timings["evaluate"], timings["forward"]
+    return {
+        "images_per_second": count / whole.seconds,
+        "seconds": whole.seconds / count,
+        "cpu_seconds": whole.cpu_seconds / count,
+        "spread": whole.spread,
+        "forward_seconds": bare.seconds / count,
+        "over_forward": whole.seconds / bare.seconds,
+        "image_size": f"{size[0]}x{size[1]}",
+        "classes": len(classes),
+        **{key: machine[key] for key in ("peak_memory_bytes", "device")},
+    }

@@ -1,0 +1,156 @@
+"""`python -m benchmark throughput train`: steps of the training loop on synthetic images.
+
+The steps are the loop's own: jitter and normalisation on the device, forward, backward, accumulation, optimizer. Only
+the images are synthetic, the same ones in every step, so that nothing waits for a disk or a worker.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmark.data.transforms import THUMBNAIL_SIZE, draw_jitter
+from benchmark.models.modeling import SegmentationModel
+from benchmark.recipe.schema import Augment, Recipe
+from benchmark.reporting.results import describe_machine
+from benchmark.throughput.timing import matrix_product, now, time_in_turns
+from benchmark.training.build import build_step, model_config
+from benchmark.training.launch import start_processes
+from benchmark.training.memory import plan_steps
+from benchmark.training.step import Step
+from data_scripts.preparation import class_names
+
+WARM_UP_STEPS = 3  # for compilation, the optimizer's state and the allocator
+SPLIT_STEPS = 3
+PARTS = ("jitter", "forward", "loss", "backward", "optimizer")  # the first with the copy to the device
+CLASSES_PER_IMAGE = 9  # about what a crop of ADE20K holds; the Mask2Former loss grows with it
+
+
+def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str, Any]:
+    """Train the recipe's model, from random weights, for `steps` steps after a warm-up, in turns with a matrix product.
+
+    Args:
+        profile: where to write a trace of two more steps, for chrome://tracing or Perfetto.
+
+    Returns:
+        Medians of a step and what follows from them: images_per_second (over all processes), seconds_per_step,
+        cpu_seconds_per_step, spread (between quartiles, as a share of the median), tflops (of a process: the
+        floating-point operations of a step's products, over its seconds), matrix_tflops (of the product),
+        matrix_share, hours (of the recipe's training, without evaluations), split (seconds of a step by `PARTS`,
+        measured in `SPLIT_STEPS` steps that wait for the device after each part); steps, global_batch_size; and of
+        this process peak_memory_bytes (allocated on the GPU since its start, without one the process's resident set)
+        and device.
+    """
+    hours = recipe.train.steps / 3600
+    recipe = replace(recipe, train=replace(recipe.train, steps=1 + WARM_UP_STEPS + steps + SPLIT_STEPS + 2))
+    accelerator = start_processes(recipe)
+    device = accelerator.device
+    step, batches = _build(recipe, accelerator)
+    numbers = itertools.count(1)
+    with FlopCounterMode(display=False) as counter:  # which does not see into compiled blocks
+        step(next(numbers), batches)
+    if recipe.train.compile:
+        step.unwrapped_model().compile_blocks()
+    for _ in range(WARM_UP_STEPS):
+        step(next(numbers), batches)
+    product, operations = matrix_product(device, recipe.train.precision)
+    timings = time_in_turns({"step": lambda: step(next(numbers), batches), "matrix": product}, steps, device)
+    machine = describe_machine(accelerator)
+    split = _split(step, batches, numbers)
+    if profile and accelerator.is_main_process:
+        with torch.profiler.profile() as trace:
+            step(next(numbers), batches), step(next(numbers), batches)
+        trace.export_chrome_trace(profile)
+    accelerator.end_training()
+    seconds, rate = timings["step"].seconds, operations / timings["matrix"].seconds
+    return {
+        "images_per_second": recipe.train.global_batch_size / seconds,
+        "seconds_per_step": seconds,
+        "cpu_seconds_per_step": timings["step"].cpu_seconds,
+        "spread": timings["step"].spread,
+        "tflops": counter.get_total_flops() / seconds / 1e12,
+        "matrix_tflops": rate / 1e12,
+        "matrix_share": counter.get_total_flops() / seconds / rate,
+        "hours": hours * seconds,
+        "split": split,
+        "steps": steps,
+        "global_batch_size": int(recipe.train.global_batch_size),
+        **{key: machine[key] for key in ("peak_memory_bytes", "world_size", "device")},
+    }
+
+
+def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dict[str, Tensor]]]:
+    """The recipe's step with random weights, not compiled, and its batches: the same one again and again."""
+    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
+    torch.manual_seed(recipe.seed)
+    model = SegmentationModel(model_config(recipe, classes, None)).train().to(accelerator.device)
+    plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
+    step = build_step(recipe, model, plan, accelerator)
+    batch = synthetic_batch(plan.micro_batch_size, recipe.data.crop, len(classes))
+    if accelerator.device.type == "cuda":  # as the loader does
+        batch = {key: value.pin_memory() for key, value in batch.items()}
+    return step, itertools.repeat(batch)
+
+
+def _split(step: Step, batches: Iterator[dict[str, Tensor]], numbers: Iterator[int]) -> dict[str, float]:
+    """Seconds of a step that go into each of `PARTS`: the mean of a few steps."""
+    device, head, backward = step.accelerator.device, step.unwrapped_model().head, step.accelerator.backward
+    spent, last = dict.fromkeys(PARTS, 0.0), now(device)
+
+    def mark(part: str) -> None:
+        nonlocal last
+        last, before = now(device), last
+        spent[part] += last - before
+
+    def marked(function: Callable, before: str | None = None, after: str | None = None) -> Callable:
+        def call(*args, **kwargs):
+            if before:
+                mark(before)
+            result = function(*args, **kwargs)
+            if after:
+                mark(after)
+            return result
+
+        return call
+
+    hooks = [
+        step.model.register_forward_pre_hook(lambda *_: mark("jitter")),
+        step.model.register_forward_hook(lambda *_: mark("loss")),
+    ]
+    head.loss, step.accelerator.backward = marked(head.loss, before="forward"), marked(backward, after="backward")
+    for _ in range(SPLIT_STEPS):
+        step(next(numbers), batches)
+        mark("optimizer")
+    del head.loss
+    step.accelerator.backward = backward
+    for hook in hooks:
+        hook.remove()
+    return {part: seconds / SPLIT_STEPS for part, seconds in spent.items()}
+
+
+def synthetic_batch(batch_size: int, crop_size: tuple[int, int], num_classes: int) -> dict[str, Tensor]:
+    """A batch as the training loader makes it: noise, under labels of 8 x 8 fields of `CLASSES_PER_IMAGE` classes."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for position in range(batch_size):
+        classes = rng.permutation(num_classes)[:CLASSES_PER_IMAGE]
+        fields = rng.permutation(np.resize(classes, 64)).reshape(1, 1, 8, 8).astype(np.float32)
+        samples.append(
+            {
+                "pixel_values": torch.from_numpy(rng.integers(0, 256, (3, *crop_size), np.uint8)),
+                "labels": F.interpolate(torch.from_numpy(fields), crop_size)[0, 0].to(torch.uint8),
+                "positions": position,
+                "jitter": torch.from_numpy(draw_jitter(rng, Augment())),
+                "thumbnails": torch.from_numpy(rng.integers(0, 256, (3, THUMBNAIL_SIZE, THUMBNAIL_SIZE), np.uint8)),
+                "sizes": torch.tensor(crop_size),
+            }
+        )
+    return default_collate(samples)
