@@ -1,6 +1,7 @@
 """Every command of the README is parsed by what it calls, and every file it names is there."""
 
 import configparser
+import functools
 import itertools
 import re
 import shlex
@@ -16,7 +17,9 @@ from benchmark.recipe.schema import KEYS
 from benchmark.training.build import describe
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+DOCS = [ROOT / "docs" / name for name in ("hub.md", "export.md")]
+TEXTS = [README, *(page.read_text() for page in DOCS)]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)]
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S+")
 
@@ -58,14 +61,16 @@ def check_launch(words: list[str]) -> None:
     describe(recipe)
 
 
+@functools.cache
+def help_of(command: str) -> str:
+    line = [sys.executable, "-m", "benchmark", command, "--help"]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def check_flags(command: list[str]) -> None:
     """The command's own --help knows each of its flags, but for overrides of the recipe."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", command[3], "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0
     for word in command[4:]:
-        assert not word.startswith("--") or word in done.stdout or word[2:] in KEYS
+        assert not word.startswith("--") or word in help_of(command[3]) or word[2:] in KEYS
     for before, word in itertools.pairwise(command):
         if word.endswith(".yaml") and before != "--output" and word != "my.yaml":
             assert (ROOT / word).is_file()
@@ -76,6 +81,15 @@ def test_every_file_that_is_named_exists():
     made = {"results.json", "recipe.yaml", "report.md"}
     for name in named - made:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_a_pages_links_and_python_are_right(page):
+    text = page.read_text()
+    for name in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (page.parent / name).exists(), name
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        compile(block, page.name, "exec")
 
 
 def test_the_drawing_is_the_contract():
