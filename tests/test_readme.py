@@ -1,6 +1,7 @@
 """Every command of the README and of docs/ is parsed by what it calls, and every file they name is there."""
 
 import configparser
+import functools
 import itertools
 import re
 import shlex
@@ -65,14 +66,16 @@ def check_launch(words: Sequence[str]) -> None:
     describe(recipe)
 
 
+@functools.cache
+def help_of(command: str) -> str:
+    line = [sys.executable, "-m", "benchmark", command, "--help"]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def check_flags(command: Sequence[str]) -> None:
     """The command's own --help knows each of its flags, but for overrides of the recipe."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmark", command[3], "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0
     for word in command[4:]:
-        assert not word.startswith("--") or word in done.stdout or word[2:] in KEYS
+        assert not word.startswith("--") or word in help_of(command[3]) or word[2:] in KEYS
     for before, word in itertools.pairwise(command):
         if word.endswith(".yaml") and before != "--output" and word != "my.yaml":
             assert (ROOT / word).is_file()
@@ -86,6 +89,8 @@ def test_every_file_that_is_named_exists():
         made = {"results.json", "recipe.yaml", "report.md", "lines.txt"}
         for name in set(re.findall(r"`([\w/]+/[\w/]+\.(?:py|yaml|md|sh))`", text)) - made:
             assert (ROOT / name).exists(), (page.name, name)
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+            compile(block, page.name, "exec")
 
 
 def test_the_librarys_examples_run(tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     files = find_inputs(own.inputs)
     if any(map(is_video, files.values())):
         check_video()
+    if "torch" not in sys.modules:
+        _import_parts()
     settings = {"batch_size": own.batch_size, "precision": own.precision, "device": own.device}
     if predict(own.model, files, Path(own.output), **settings):
         sys.exit(1)
@@ -74,7 +76,6 @@ def predict(
     Raises:
         UserError: the model cannot be had, or no file can be read.
     """
-    gc.disable()  # what is imported stays: to look for garbage in it, time and again, takes a second
     import torch
     import transformers
     from tqdm.auto import tqdm
@@ -85,8 +86,6 @@ def predict(
     from benchmark.prediction.outputs import Outputs
     from data_scripts.labels import default_colors
 
-    gc.freeze()
-    gc.enable()
     transformers.utils.logging.disable_progress_bar()
     where = _device(device)
     model, _ = load_any(model_name, where)
@@ -122,6 +121,16 @@ def predict(
     print(format_table([(name, f"{mean:.2f}") for name, mean in means if mean], ("class", "share in %")))
     print(f"Label maps, overlays and shares of {outputs.count} image(s) are in {output}.")
     return left_out
+
+
+def _import_parts() -> None:
+    """Import what takes seconds. It all stays: to look for garbage in it, time and again, would take another second."""
+    gc.disable()
+    import benchmark.evaluation.inference
+    import benchmark.export.onnx_model  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 def _device(name: str | None):

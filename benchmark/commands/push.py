@@ -38,6 +38,7 @@ def push(run: Path, name: str, *, private: bool = False) -> str:
     from benchmark.reporting.model_folder import load_model
     from benchmark.reporting.pictures import sample_panels
     from benchmark.reporting.run_folder import RECIPE, RESULTS, SAMPLES, read_results
+    from data_scripts.labels import default_colors
 
     for file in (RECIPE, RESULTS):
         if not (run / file).exists():
@@ -45,7 +46,8 @@ def push(run: Path, name: str, *, private: bool = False) -> str:
     results, recipe = read_results(run / RESULTS), public(load_recipe([str(run / RECIPE)]))
     model = load_model(model_folder(str(run)))
     config = model.config
-    picture = sample_panels(run / SAMPLES, list(config.id2label.values()), config.colors)
+    classes = [config.id2label[c] for c in range(config.num_labels)]
+    picture = sample_panels(run / SAMPLES, classes, config.colors or default_colors(len(classes)))
     about = {"step": results["step"], "head": HEADS[config.head].title, "picture": picture is not None}
     write = partial(
         write_snapshot,

@@ -45,7 +45,13 @@ def make_model(folder, encoder="test_vit", head="linear", crop=(32, 48)):
         id2label=dict(enumerate(CLASSES)),
         label2id={name: c for c, name in enumerate(CLASSES)},
     )
-    save_model(folder, config, SegmentationModel(config).state_dict())
+    model = SegmentationModel(config)
+    if head == "mask2former":  # drawn weights give every pixel one class; these give each query its own, and a place
+        with torch.no_grad():
+            model.head.class_layer.weight *= 20
+            model.head.mask_mlp[-1].weight *= 20
+            model.head.projection.weight *= 20
+    save_model(folder, config, model.state_dict())
     return folder
 
 
