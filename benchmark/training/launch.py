@@ -70,8 +70,9 @@ def start_processes(recipe: Recipe) -> Accelerator:
             "optim.clip_norm does not work under DeepSpeed: use accelerate_configs/fsdp.yaml, or set it to null."
         )
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if recipe.train.ema_decay and sharded:
-        raise UserError("train.ema_decay cannot average sharded weights: set it to 0, or use multi_gpu.yaml.")
+    for key, value in (("train.ema_decay", recipe.train.ema_decay), ("model.lora_rank", recipe.model.lora_rank)):
+        if value and sharded:
+            raise UserError(f"{key} does not work with sharded weights: use accelerate_configs/multi_gpu.yaml.")
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
         raise UserError(
             "FSDP was asked for, but accelerate supports it, as version 2, for several GPU processes only: "
