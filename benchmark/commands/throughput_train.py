@@ -21,6 +21,7 @@ from benchmark.recipe.schema import Augment, Recipe
 from benchmark.reporting.results import describe_machine
 from benchmark.training.build import build_step, model_config
 from benchmark.training.launch import start_processes
+from benchmark.training.lora import add_adapters
 from benchmark.training.memory import plan_steps
 from benchmark.training.step import Step
 from data_scripts.preparation import class_names
@@ -39,7 +40,10 @@ def measure(recipe: Recipe, steps: int) -> dict[str, float | int | str]:
     accelerator = start_processes(recipe)
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     torch.manual_seed(recipe.seed)
-    model = SegmentationModel(model_config(recipe, classes, None)).train().to(accelerator.device)
+    model = SegmentationModel(model_config(recipe, classes, None))
+    if recipe.model.lora_rank:
+        add_adapters(model.encoder, recipe.model.lora_rank)
+    model.train().to(accelerator.device)
     if recipe.train.compile:
         model.compile_blocks()
     plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
