@@ -86,7 +86,8 @@ def test_the_setting_the_head_and_the_metric_train(run, tmp_path):
 
 
 def test_the_encoder_is_listed(run):
-    line = next(line for line in run("-m", "benchmark", "encoders").splitlines() if "tiny_example" in line)
+    lines = run("-m", "benchmark", "encoders", "tiny_example").splitlines()
+    line = next(line for line in lines if "tiny_example" in line)
     assert line.startswith("test_vit2.r160_in1k") and "An example: a tiny ViT from timm" in line
 
 

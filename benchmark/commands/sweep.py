@@ -101,7 +101,8 @@ def prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
     """Build the datasets and fetch the weights of all runs, once; what is wrong with those that cannot start."""
     from accelerate import PartialState
 
-    from benchmark.training.build import fetch_weights, prepare_datasets
+    from benchmark.training.build import prepare_datasets
+    from benchmark.training.init_from import fetch_weights
 
     done: dict[str, str | None] = {}
     faults: dict[Cell, str] = {}

@@ -144,9 +144,11 @@ def window_logits(outputs, crop_size: Sequence[int]) -> WindowLogits:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """How many parameters the model has, and how many of them are trained."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+    """How many parameters the model has, and how many are trained; adapters are no part of it, because they are merged
+    into what it has.
+    """
+    sizes = [(name, p.numel(), p.requires_grad) for name, p in model.named_parameters()]
+    return sum(n for name, n, _ in sizes if ".lora_" not in name), sum(n for _, n, trained in sizes if trained)
 
 
 # By which pipelines know what they support.

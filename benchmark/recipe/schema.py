@@ -79,6 +79,7 @@ class Model:
     checkpoint: str | None = key(None, "a file of encoder weights, in place of the published ones", ENCODER)
     init_from: str | None = key(None, "a trained model to start from: a run or model folder, or user/name on the Hub")
     freeze_encoder: bool = key(False, "train the head alone")
+    lora_rank: PositiveInt | None = key(None, "train adapters of this rank in the encoder's attention, and the head")
     image_mean: list[float] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     image_std: list[PositiveFloat] | None = key(None, "of pixels in [0, 1], one a channel; null: timm's", ENCODER)
     mask2former: Mask2Former = field(default_factory=Mask2Former)
@@ -89,6 +90,9 @@ class Model:
             values = getattr(self, name)
             if values is not None and len(values) != 3:
                 raise UserError(f"model.{name} must hold three numbers, one for each colour channel, not {values}.")
+
+        if self.lora_rank and self.freeze_encoder:
+            raise UserError("model.lora_rank trains the encoder, but model.freeze_encoder is true: set one of them.")
 
     def head_options(self) -> dict[str, Any]:
         """The keys of the head's own section as plain numbers; none for a head without a section."""

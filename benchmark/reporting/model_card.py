@@ -90,6 +90,7 @@ def model_card(
         "images in a step": train["global_batch_size"],
         "crop, patch": f"{height}x{width}, {model['patch_size']}x{model['patch_size']}",
         "learning rate": f"{recipe['optim']['lr']:g}, the encoder's times {recipe['optim']['encoder_lr_multiplier']:g}",
+        "adapters": model.get("lora_rank") and f"LoRA of rank {model['lora_rank']} in the encoder's attention, merged",
         "precision": train["precision"],
         "seed": recipe["seed"],
         "protocol": results.get("protocol"),

@@ -24,6 +24,7 @@ from benchmark.reporting.results import describe_machine
 from benchmark.throughput.timing import matrix_product, now, time_in_turns
 from benchmark.training.build import build_step, model_config
 from benchmark.training.launch import start_processes
+from benchmark.training.lora import add_adapters
 from benchmark.training.memory import plan_steps
 from benchmark.training.step import Step
 from data_scripts.preparation import class_names
@@ -91,7 +92,10 @@ def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dic
     """The recipe's step with random weights, not compiled, and its batches: the same one again and again."""
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     torch.manual_seed(recipe.seed)
-    model = SegmentationModel(model_config(recipe, classes, None)).train().to(accelerator.device)
+    model = SegmentationModel(model_config(recipe, classes, None))
+    if recipe.model.lora_rank:
+        add_adapters(model.encoder, recipe.model.lora_rank)
+    model.train().to(accelerator.device)
     plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
     step = build_step(recipe, model, plan, accelerator)
     batch = synthetic_batch(plan.micro_batch_size, recipe.data.crop, len(classes))

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,19 +15,20 @@ from benchmark.errors import UserError
 from benchmark.evaluation.loop import Evaluation, evaluate
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.encoder import encoder_defaults
-from benchmark.models.encoder_checkpoint import download_weights, load_encoder_weights
+from benchmark.models.encoder_checkpoint import load_encoder_weights
 from benchmark.models.linear_head import inverse_frequencies
 from benchmark.models.modeling import SegmentationModel, parameter_counts
 from benchmark.models.windows import MAX_WINDOWS, num_windows
 from benchmark.recipe.identity import identity, protocol, public
 from benchmark.recipe.schema import Recipe
-from benchmark.reporting.hub import Pusher, model_folder
+from benchmark.reporting.hub import Pusher
 from benchmark.reporting.reporter import Reporter
 from benchmark.reporting.results import describe_experiment
 from benchmark.reporting.run_folder import RunFolder
 from benchmark.training.checkpoint import Progress
 from benchmark.training.init_from import start_from
 from benchmark.training.launch import num_cores
+from benchmark.training.lora import add_adapters
 from benchmark.training.memory import plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from benchmark.training.step import Step
@@ -133,20 +133,10 @@ def check_model(recipe: Recipe) -> tuple[int, int]:
     """
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     with torch.device("meta"):
-        return parameter_counts(SegmentationModel(model_config(recipe, classes, None)))
-
-
-def fetch_weights(recipe: Recipe) -> None:
-    """Put the weights that the recipe starts from into the cache, where they come from the network.
-
-    Raises:
-        ModelError, UserError: there are none, or they cannot be fetched.
-    """
-    if recipe.model.init_from:
-        if not Path(recipe.model.init_from).exists():
-            model_folder(recipe.model.init_from)
-    elif recipe.model.pretrained and not recipe.model.checkpoint:
-        download_weights(recipe.model.encoder)
+        model = SegmentationModel(model_config(recipe, classes, None))
+        if recipe.model.lora_rank:
+            add_adapters(model.encoder, recipe.model.lora_rank)
+        return parameter_counts(model)
 
 
 def build_model(
@@ -169,6 +159,8 @@ def build_model(
     elif load_weights:
         pretrained, checkpoint = recipe.model.pretrained, recipe.model.checkpoint
         lines = [str(load_encoder_weights(model.encoder, pretrained=pretrained, checkpoint=checkpoint))]
+    if recipe.model.lora_rank:
+        add_adapters(model.encoder, recipe.model.lora_rank)
     # What FSDP gathers at once: a block; the rest it keeps with the model, whose parts are not all called by forward.
     model._no_split_modules = sorted({type(block).__name__ for block in model.blocks})
     if recipe.train.compile:

@@ -22,7 +22,6 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_state_dict,
 )
@@ -33,6 +32,7 @@ from benchmark.reporting.manifest import MANIFEST, Damaged, encode_manifest, ent
 from benchmark.reporting.run_folder import sync, writing
 from benchmark.training.launch import on_main_process
 from benchmark.training.optim import MovingAverage
+from benchmark.training.step import gather_weights
 
 logger = logging.getLogger(__name__)
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -88,13 +88,6 @@ class Checkpoint:
 
     path: Path
     files: dict[str, bytes]
-
-
-def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights, whole and on the CPU, by the names of the unwrapped model; every process calls it."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return accelerator.get_state_dict(model)
-    return get_model_state_dict(model, options=OPTIONS)
 
 
 def save_checkpoint(

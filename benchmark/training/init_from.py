@@ -1,14 +1,28 @@
-"""Starting from a trained model: its encoder, and of its head what the classes of both models share."""
+"""The weights that a run starts from; of a trained model its encoder, and of its head what both's classes share."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
-from benchmark.models.encoder_checkpoint import fill_encoder
+from benchmark.models.encoder_checkpoint import download_weights, fill_encoder
 from benchmark.models.modeling import SegmentationModel
+from benchmark.recipe.schema import Recipe
 from benchmark.reporting.hub import model_folder
 from benchmark.reporting.model_folder import load_model
+
+
+def fetch_weights(recipe: Recipe) -> None:
+    """Put the weights that the recipe starts from into the cache, where they come from the network.
+
+    Raises:
+        ModelError, UserError: there are none, or they cannot be fetched.
+    """
+    if recipe.model.init_from:
+        if not Path(recipe.model.init_from).exists():
+            model_folder(recipe.model.init_from)
+    elif recipe.model.pretrained and not recipe.model.checkpoint:
+        download_weights(recipe.model.encoder)
 
 
 def start_from(model: SegmentationModel, name: str) -> list[str]:

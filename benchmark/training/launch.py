@@ -70,13 +70,7 @@ def start_processes(recipe: Recipe) -> Accelerator:
             f"{world_size} processes were launched, but each would train alone: on a CPU launch them with "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 --num_processes {world_size}."
         )
-    if recipe.optim.clip_norm and accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise UserError(
-            "optim.clip_norm does not work under DeepSpeed: use accelerate_configs/fsdp.yaml, or set it to null."
-        )
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if recipe.train.ema_decay and sharded:
-        raise UserError("train.ema_decay cannot average sharded weights: set it to 0, or use multi_gpu.yaml.")
+    check_settings(recipe, accelerator.distributed_type)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
         raise UserError(
             "FSDP was asked for, but accelerate supports it, as version 2, for several GPU processes only: "
@@ -86,6 +80,17 @@ def start_processes(recipe: Recipe) -> Accelerator:
         # The recipe's autocast over fp32 weights, as everywhere else: FSDP's own policy would train other numbers.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
     return accelerator
+
+
+def check_settings(recipe: Recipe, kind: DistributedType) -> None:
+    """Raise UserError where a setting does not work with sharded weights."""
+    if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    for key, value in (("train.ema_decay", recipe.train.ema_decay), ("model.lora_rank", recipe.model.lora_rank)):
+        if value:
+            raise UserError(f"{key} does not work with sharded weights: use accelerate_configs/multi_gpu.yaml.")
+    if recipe.optim.clip_norm and kind == DistributedType.DEEPSPEED:
+        raise UserError("optim.clip_norm does not work under DeepSpeed: use accelerate_configs/fsdp.yaml.")
 
 
 def is_launched() -> bool:

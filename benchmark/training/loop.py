@@ -21,7 +21,6 @@ from benchmark.training.checkpoint import (
     Checkpoint,
     Progress,
     find_checkpoint,
-    gather_weights,
     load_checkpoint,
     save_checkpoint,
 )
@@ -80,8 +79,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
                 folder.log(f"error: {as_sentence(error) or error}")
             end_early(reporter, error)
             raise
-        with step.averaged():
-            results = reporter.finish(evaluations, gather_weights(accelerator, step.model))
+        results = reporter.finish(evaluations, step.saved_weights())
         say(f"{score_table(results)}\nThe model, its results and its logs are in {folder}.")
     accelerator.end_training()
     return results
@@ -137,8 +135,7 @@ def run_steps(
             note_best(recipe, step, progress, evaluations, folder)
         progress.logged_step = number
         if recipe.output.hub_model_id and number < settings.steps and number % push_every == 0:
-            with step.averaged():
-                reporter.push(evaluations, gather_weights(step.accelerator, step.model))
+            reporter.push(evaluations, step.saved_weights())
         preemption.check()
     # No step is left where all but the results was written.
     return evaluations or evaluate(recipe, step, progress, datasets, preemption)
@@ -156,7 +153,7 @@ def evaluate(
     advice = f"set train.eval_batch_size to {size // 2}" if size > 1 else None
     step.anneal(progress.step / recipe.train.steps)
     too_many = f"An evaluation of {size} windows at once"
-    with progress.timed("eval_seconds"), explain_out_of_memory(too_many, advice), step.averaged():
+    with progress.timed("eval_seconds"), explain_out_of_memory(too_many, advice), step.as_saved():
         return build.evaluate_datasets(
             recipe,
             step.unwrapped_model(),
@@ -177,8 +174,7 @@ def note_best(
     if score > progress.best:
         progress.best, progress.best_step = score, progress.step
         if recipe.train.keep_best:
-            with step.averaged():
-                weights = gather_weights(step.accelerator, step.model)
+            weights = step.saved_weights()
             if step.accelerator.is_main_process:
                 note = "chosen on the validation data, whose score is therefore too high"
                 chosen = {"step": progress.step, "mean_iou": score, "note": note}

@@ -1,11 +1,13 @@
 """One optimizer step: batches in, losses out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +16,7 @@ from benchmark.data.step_plan import StepPlan
 from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize
 from benchmark.reporting.reporter import GRAD_NORM
+from benchmark.training.lora import check_adapters, merged_adapters, without_adapters
 from benchmark.training.memory import explain_out_of_memory
 from benchmark.training.optim import MovingAverage
 
@@ -47,6 +50,7 @@ class Step:
     ):
         self.steps, self.clip_norm = steps, clip_norm
         self.average = MovingAverage(model, ema_decay) if ema_decay else None
+        self.checked = False  # whether every adapter has a gradient
         self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -72,6 +76,9 @@ class Step:
                     with self.accelerator.autocast():
                         outputs = self.model(**inputs)
                     self.accelerator.backward(outputs.loss)
+                    if not self.checked:
+                        check_adapters(self.unwrapped_model())
+                        self.checked = True
                     if self.clip_norm is not None and self.accelerator.sync_gradients:
                         norm = {GRAD_NORM: self._clip(self.clip_norm)}
                     self.optimizer.step()
@@ -81,9 +88,18 @@ class Step:
             self.average.update()
         return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]} | norm
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """In it the model has the weights that are evaluated and saved: their moving average, where there is one."""
-        return self.average.in_place() if self.average else nullcontext()
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """In it the model is as it is evaluated and saved: with the moving average of its weights, where there is one,
+        and with its adapters merged into them.
+        """
+        with self.average.in_place() if self.average else nullcontext(), merged_adapters(self.unwrapped_model()):
+            yield
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """The whole weights of the model as it is saved, on the CPU; every process calls it."""
+        with self.as_saved():
+            return without_adapters(gather_weights(self.accelerator, self.model))
 
     def _clip(self, most: float) -> Tensor:
         """Scale all gradients down to a common norm of `most`, where it is larger; return what it was."""
@@ -144,3 +160,10 @@ def prepare_batch(
 def is_due(step: int, every: int, steps: int) -> bool:
     """Whether something that is done every so many steps, and at the last one, is done after `step`."""
     return step % every == 0 or step == steps
+
+
+def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """The model's weights, whole and on the CPU, by the names of the unwrapped model; every process calls it."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.get_state_dict(model)
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -7,8 +7,10 @@ import pytest
 from launching import ROOT, parse
 
 from benchmark.errors import UserError
+from benchmark.models.modeling import HEADS
 from benchmark.recipe.identity import protocol
 from benchmark.study.study import load_study
+from benchmark.training.build import check_model
 
 STUDIES = ROOT / "recipes" / "studies"
 SMALL = """
@@ -43,6 +45,29 @@ def test_the_paper_is_eighty_runs_and_six_more_seeds_under_the_eight_protocols()
     assert len({cell.encoder for cell in cells}) == 10  # large ones too, so that their ranks are compared
     large = [cell.recipe.model.encoder for cell in cells if cell.setting == "large"]
     assert all("large" in name or "_l" in name for name in large), large
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "encoders"),
+    [
+        ("heads", {head: head for head in HEADS}, 8),
+        ("heads_tiny", {head: head for head in HEADS}, 3),
+        ("adapters", dict.fromkeys(("whole", "layer_decay", "lora", "frozen"), "linear"), 8),
+        ("domains", dict.fromkeys(("ade20k", "coco_stuff", "cityscapes", "acdc", "gta5", "loveda"), "linear"), 8),
+    ],
+)
+def test_further_studies_compare_the_same_encoders_under_settings_of_one_protocol_each(name, settings, encoders):
+    cells = load_study(STUDIES / f"{name}.yaml").cells
+    assert len(cells) == len(settings) * encoders + {"heads_tiny": 3}.get(name, 6)
+    found = []
+    for setting, head in settings.items():
+        some = [cell for cell in cells if cell.setting == setting]
+        assert len({cell.encoder for cell in some}) == encoders
+        first, last = some[0].recipe, some[-1].recipe  # a recipe takes a while to read
+        assert first.model.head == head and protocol(first) == protocol(last)
+        check_model(first)
+        found.append(protocol(first))
+    assert len(set(found)) == len(settings)
 
 
 def test_a_cell_is_a_plain_line_that_gives_its_recipe(small):

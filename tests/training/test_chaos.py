@@ -84,14 +84,14 @@ FSDP = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["linear", "mask2former"])
+@pytest.mark.parametrize("head", ["linear", "mask2former", "eomt"])
 def test_sharded_by_fsdp_a_run_is_the_one_of_ddp_and_resumes(tiny, tmp_path, head):
     """On the CPU, where the forwards of the two processes stay equal in number."""
     flags, log = (
         [*tiny, "--model.head", head, "--model.mask2former.num_points", "64", "--train.log_every", "1"],
         tmp_path / "log",
     )
-    flags += ["--train.eval_batch_size", "3"]
+    flags += ["--train.eval_batch_size", "3", "--model.eomt.num_points", "64"]
     assert run([*flags, "--output.dir", str(tmp_path / "ddp")], log, 2) == [0, 0], log.read_text()
     assert run([*flags, "--output.dir", str(tmp_path / "fsdp")], log, 2, environment=FSDP) == [0, 0], log.read_text()
     cut = [*flags, "--output.dir", str(tmp_path / "cut")]

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.utils import DistributedType
 from launching import ROOT, launch
 
-from benchmark.training.launch import num_cores, num_threads
+from benchmark.errors import UserError
+from benchmark.recipe.parser import load_recipe
+from benchmark.training.launch import check_settings, num_cores, num_threads
 
 GROUPS = {  # files of Linux's control groups, as a container sees them
     "version 2": {"/sys/fs/cgroup/cpu.max": "{quota} 100000"},
@@ -91,3 +94,21 @@ def test_an_error_of_the_main_process_alone_ends_both(tiny, tmp_path):
     done = launch(2, "train.py", *tiny)
     assert done.stderr.count("holds something that is not a run") == 1
     assert os.listdir(tmp_path / "run") == ["something"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "kinds", "sentence"),
+    [
+        ("--train.ema_decay=0.9", "FSDP DEEPSPEED", r"train.ema_decay does not work with sharded weights: use .*gpu"),
+        ("--model.lora_rank=2", "FSDP DEEPSPEED", r"model.lora_rank does not work with sharded weights: use .*multi_"),
+        ("--optim.clip_norm=1", "DEEPSPEED", r"optim.clip_norm does not work under DeepSpeed: use .*fsdp\.yaml"),
+    ],
+)
+def test_what_does_not_work_with_sharded_weights_is_refused(flag, kinds, sentence):
+    for kind in DistributedType:
+        check_settings(load_recipe([]), kind)
+        if kind.value in kinds.split():
+            with pytest.raises(UserError, match=sentence):
+                check_settings(load_recipe([], [flag]), kind)
+        else:
+            check_settings(load_recipe([], [flag]), kind)
