@@ -505,6 +505,41 @@ MUTATIONS = [
         "LabelRule({0: IGNORE}",
         "LabelRule({0: 0}",
         "tests/data_scripts/test_further_layouts.py",
+    # what leaves the project
+    Mutation(
+        "a file has other pixel statistics",
+        "benchmark/export/onnx_file.py",
+        "tokens = self.model.encoder(normalize(pixels, config.image_mean, config.image_std))",
+        "tokens = self.model.encoder(normalize(pixels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))",
+        "tests/export/test_onnx.py",
+    ),
+    Mutation(
+        "a pipeline merges an image's windows in another order",
+        "benchmark/models/pipeline.py",
+        "for outputs in model_outputs]) for key",
+        "for outputs in model_outputs[::-1]]) for key",
+        "tests/models/test_remote_code.py",
+    ),
+    Mutation(
+        "a broken image is no failure",
+        "benchmark/commands/predict.py",
+        "        sys.exit(1)",
+        "        pass",
+        "tests/commands/test_predict.py",
+    ),
+    Mutation(
+        "a video's frames come at a constant rate",
+        "benchmark/prediction/video.py",
+        "pts, time_base = frame.pts, frame.time_base",
+        "pts, time_base = number, 1 / rate",
+        "tests/commands/test_predict.py",
+    ),
+    Mutation(
+        "a run is published without its counts",
+        "benchmark/commands/push.py",
+        "run_folder=run,",
+        "run_folder=run / 'model',",
+        "tests/reporting/test_hub.py",
     ),
 ]
 
