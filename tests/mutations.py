@@ -505,6 +505,7 @@ MUTATIONS = [
         "LabelRule({0: IGNORE}",
         "LabelRule({0: 0}",
         "tests/data_scripts/test_further_layouts.py",
+    ),
     # what leaves the project
     Mutation(
         "a file has other pixel statistics",

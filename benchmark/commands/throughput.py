@@ -40,14 +40,17 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--seconds and --steps must be above 0: leave them out for ten.")
     if own.part == "loss" and (own.recipe or overrides):
         raise UserError("throughput loss has one setting of its own and takes no recipe: leave it out.")
-    if own.part != "loss" and not own.recipe:
+    if own.part == "loss":
+        measure_loss()
+        return
+    if not own.recipe:
         raise UserError(f"throughput {own.part} measures what a recipe says: name one with --recipe.")
-    recipe = None if own.part == "loss" else load_recipe(own.recipe, overrides)
+    recipe = load_recipe(own.recipe, overrides)
     parts = {
         "data": lambda: measure_data(recipe, own.seconds),
         "train": lambda: measure_train(recipe, own.steps, own.profile),
         "eval": lambda: measure_evaluation(recipe, own.steps),
-        "loss": measure_loss,
+        "all": lambda: measure_loss(),
     }
     for name, measure in parts.items():
         if own.part in (name, "all"):

@@ -140,7 +140,8 @@ def window_logits(outputs, crop_size: Sequence[int]) -> WindowLogits:
     def rows(windows: slice, rows: slice) -> Tensor:
         return semantic_logits({name: output[windows] for name, output in outputs.items()}, crop_size, rows)
 
-    return WindowLogits(tuple(crop_size), rows)
+    height, width = crop_size
+    return WindowLogits((height, width), rows)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from benchmark.training.launch import start_processes
 from data_scripts.preparation import class_names
 
 
-def measure(recipe: Recipe, rounds: int) -> dict[str, float | int | str]:
+def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """Evaluate noise of twice the crop's height and four times its width, two windows an image, with random weights.
 
     Returns, for one image, seconds and cpu_seconds (medians), spread (between quartiles, as a share of the median),
@@ -51,7 +52,7 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, float | int | str]:
         for _, logits in window_logits(model, images, batch_size=len(inputs), device=device, autocast=autocast):
             metric.add(prediction=label_map(logits, size), reference=reference)
 
-    forward(), evaluate()  # to warm up
+    time_in_turns({"forward": forward, "evaluate": evaluate}, 1, device)  # to warm up
     timings = time_in_turns({"forward": forward, "evaluate": evaluate}, rounds, device)
     machine = describe_machine(accelerator)
     whole, bare = timings["evaluate"], timings["forward"]

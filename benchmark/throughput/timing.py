@@ -43,7 +43,8 @@ def now(device: torch.device) -> float:
 
 def time_in_turns(parts: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Call each part once a round, so that what else the machine does slows all of them alike; without a warm-up."""
-    wall, cpu = ({name: [] for name in parts} for _ in range(2))
+    wall: dict[str, list[float]] = {name: [] for name in parts}
+    cpu: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):
         for name, part in parts.items():
             start, busy = now(device), time.process_time()

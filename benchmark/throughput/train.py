@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -129,12 +130,13 @@ def _split(step: Step, batches: Iterator[dict[str, Tensor]], numbers: Iterator[i
         step.model.register_forward_pre_hook(lambda *_: mark("jitter")),
         step.model.register_forward_hook(lambda *_: mark("loss")),
     ]
-    head.loss, step.accelerator.backward = marked(head.loss, before="forward"), marked(backward, after="backward")
-    for _ in range(SPLIT_STEPS):
-        step(next(numbers), batches)
-        mark("optimizer")
-    del head.loss
-    step.accelerator.backward = backward
+    with (
+        patch.object(head, "loss", marked(head.loss, before="forward")),
+        patch.object(step.accelerator, "backward", marked(backward, after="backward")),
+    ):
+        for _ in range(SPLIT_STEPS):
+            step(next(numbers), batches)
+            mark("optimizer")
     for hook in hooks:
         hook.remove()
     return {part: seconds / SPLIT_STEPS for part, seconds in spent.items()}

@@ -81,6 +81,14 @@ def test_evaluation_is_told_beside_its_forward_passes(tiny, capsys, head):
     assert measured["images_per_second"] * measured["seconds"] == pytest.approx(1)
 
 
+def test_all_measures_one_part_after_the_other(tiny, monkeypatch):
+    measured = []
+    for name in ("data", "train", "evaluation", "loss"):
+        monkeypatch.setattr(throughput, f"measure_{name}", lambda *_, name=name: measured.append(name))
+    throughput.main(["all", *tiny])
+    assert measured == ["data", "train", "evaluation", "loss"]
+
+
 def test_parts_are_timed_in_turns():
     calls = []
     parts = {name: lambda name=name: calls.append(name) for name in "ab"}
