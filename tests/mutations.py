@@ -479,10 +479,10 @@ MUTATIONS = [
         "tests/evaluation/test_boundary_iou.py",
     ),
     Mutation(
-        "a boundary of two pairs at least",
+        "a boundary that leaves out corners",
         "benchmark/evaluation/boundary_iou.py",
         "pairs > 0",
-        "pairs > 1",
+        "pairs > 2",
         "tests/evaluation/test_boundary_iou.py",
     ),
     Mutation(

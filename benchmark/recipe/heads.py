@@ -51,4 +51,4 @@ class Eomt(MaskLoss):
 
     num_queries: PositiveInt = key(100, "masks that the head predicts")
     num_blocks: PositiveInt = key(3, "last blocks of the encoder that queries go through: 3 of base size, 4 of large")
-    num_upscale_blocks: NonNegativeInt = key(2, "times that the masks' resolution is doubled; 1 for patches of 8x8")
+    num_upscale_blocks: NonNegativeInt = key(2, "blocks that each double the masks' resolution; 1 for patches of 8x8")
