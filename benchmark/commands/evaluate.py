@@ -45,19 +45,19 @@ def check_recipe(asked: Recipe, config: SegmentationConfig, trained: Path | None
     What is scored, and in which precision, may differ.
 
     Args:
-        trained: the recipe.yaml of the model's run; None where it is not there, and its configuration has to do.
+        config: the model's own, which a recipe.yaml of another run, beside a file that was moved, does not fit.
+        trained: the recipe.yaml of the model's run; None where it is not there, and the configuration has to do.
     """
     from benchmark.recipe.identity import difference, identity
 
     wanted = identity(asked)
-    if trained:
+    there = {key: getattr(config, key) for key in ("encoder", "head", "patch_size", "freeze_encoder")}
+    pairs = [(f"model.{key}", value, wanted[f"model.{key}"]) for key, value in there.items()]
+    pairs.append(("data.crop_size", list(config.crop_size), list(asked.data.crop)))
+    different = next((f"{key} is {one} there and {other} here" for key, one, other in pairs if one != other), None)
+    if trained and not different:
         free = ("data.val", "data.allow_partial", "data.custom.", "train.precision")
         different = difference(trained, {k: v for k, v in wanted.items() if not k.startswith(free)})
-    else:
-        there = {key: getattr(config, key) for key in ("encoder", "head", "patch_size", "freeze_encoder")}
-        pairs = [(f"model.{key}", value, wanted[f"model.{key}"]) for key, value in there.items()]
-        pairs.append(("data.crop_size", list(config.crop_size), list(asked.data.crop)))
-        different = next((f"{key} is {one} there and {other} here" for key, one, other in pairs if one != other), None)
     if different:
         raise UserError(
             f"{model_name} was trained by another recipe ({different}): leave out --recipe, or name the one it was "

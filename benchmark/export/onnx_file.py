@@ -8,7 +8,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,12 +102,23 @@ def write_onnx(
     return agreement
 
 
+@contextmanager
+def _errors_only(*loggers: str) -> Iterator[None]:
+    """Silence the advice of loggers ("" is the root) inside the block alone."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _write(model: SegmentationModel, file: Path) -> None:
     graph = Graph(model).eval()
     pixels = torch.zeros(2, 3, *model.config.crop_size, dtype=torch.uint8)
-    for name in ("onnxscript", "onnx_ir", "torch.onnx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _errors_only("onnxscript", "onnx_ir", "torch.onnx"):
         warnings.simplefilter("ignore")
         names = output_names(model(normalize(pixels[:1], (0, 0, 0), (1, 1, 1))))
         try:
@@ -133,18 +145,19 @@ def _write(model: SegmentationModel, file: Path) -> None:
 def _convert(file: Path, precision: str) -> None:
     import onnx
 
-    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime advises on the root logger
     if precision == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # Unsigned weights: sums of signed ones overflow on x86 without VNNI, and scores were 13 % off in place of 0.4.
-        quantize_dynamic(
-            file, file, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
-        )
+        with _errors_only(""):
+            quantize_dynamic(
+                file, file, weight_type=QuantType.QUInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+            )
     elif precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True), file)
+        with _errors_only(""):
+            onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True), file)
 
 
 def _describe(file: Path, model: SegmentationModel, precision: str, about: Mapping[str, str]) -> None:

@@ -260,7 +260,7 @@ def test_each_command_lists_the_keys_that_it_uses(capsys):
     for command, there, absent in (
         ("prepare", "--data.custom.label_mapping", "--optim.lr"),
         ("evaluate", "--train.precision", "--train.steps"),
-        ("throughput", "--model.mask2former.num_points", "--train.steps"),
+        ("throughput", "--train.steps", "--hub."),
     ):
         with pytest.raises(SystemExit):
             main([command, "--help"])
