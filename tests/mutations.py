@@ -391,7 +391,7 @@ MUTATIONS = [
         "an average that starts again on resume",
         "benchmark/training/checkpoint.py",
         'average.load_state_dict(safetensors.torch.load(files["ema.safetensors"]))',
-        'pass',
+        "pass",
         "tests/training/test_training.py",
     ),
     Mutation(
