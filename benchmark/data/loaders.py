@@ -3,13 +3,15 @@
 Each training sample is a pure function of (seed, position): not of workers, processes, or what ran before.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmark.data.step_plan import MicroBatches, StepPlan, sample_index
@@ -127,6 +129,25 @@ def evaluation_loader(
     Over all ranks each image comes once. Iterating raises SampleError, naming the row, where one cannot be decoded.
     """
     return _loader(EvaluationSamples(split, crop_size, rank, world_size), num_workers, batch_size=None)
+
+
+def copied_ahead(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """The batches on the device; a GPU copies the next one, from pinned memory, while it works on the one before."""
+    if device.type != "cuda":
+        yield from ({name: value.to(device) for name, value in batch.items()} for batch in batches)
+        return
+    stream, ahead = torch.cuda.Stream(device), None
+    for batch in chain(batches, [None]):
+        if ahead is not None:
+            torch.cuda.current_stream(device).wait_stream(stream)
+            for value in ahead.values():
+                value.record_stream(torch.cuda.current_stream(device))
+        ready = ahead
+        if batch is not None:
+            with torch.cuda.stream(stream):
+                ahead = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        if ready is not None:
+            yield ready
 
 
 def _loader(samples: Dataset, num_workers: int, **batching) -> Loader:

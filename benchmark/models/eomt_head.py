@@ -37,6 +37,7 @@ class EomtHead(Mask2FormerHead):
     """
 
     title = "EoMT"
+    capturable = False  # its masks change from step to step
 
     def __init__(
         self,

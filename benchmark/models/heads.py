@@ -9,5 +9,6 @@ from .multilayer_linear_head import MultilayerHead
 # class), forward (tokens to predictions), loss, outputs and semantic_logits, as LinearHead documents them, and `blocks`
 # where it has blocks to compile one by one. A head that takes more than the last layer's tokens has `attach`, which is
 # called once with the encoder and raises ModelError where it cannot carry the head; the head's forward then takes
-# encoder, pixel values, positions and seed. A head that changes while it trains has `anneal` and `mask_shares`.
+# encoder, pixel values, positions and seed. A head that changes while it trains has `anneal` and `mask_shares`. One
+# whose forward has static shapes, draws nothing and never waits for the host has `capturable = True`.
 HEADS = {"linear": LinearHead, "multilayer_linear": MultilayerHead, "mask2former": Mask2FormerHead, "eomt": EomtHead}

@@ -36,6 +36,7 @@ class Mask2FormerHead(nn.Module):
     title = "Mask2Former"
     main_output = "class_queries_logits"
     class_layer_name = "class_layer"
+    capturable = True
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """Points at which Mask2Former's loss samples masks: how they are drawn and sampled, and the losses there."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +41,17 @@ def _shift_right(bits: Tensor, count: int) -> Tensor:
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
     """Sample maps (N, C, h, w) bilinearly at points (N, P, 2) in [-1, 1]: (N, C, P). Beyond the borders all is 0."""
+    if maps.requires_grad and maps.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return _sample_by_gathering(maps, points)
     return F.grid_sample(maps, points[:, None], align_corners=False).squeeze(2)
+
+
+def _sample_by_gathering(maps: Tensor, points: Tensor) -> Tensor:
+    """`sample` by means whose gradient is deterministic on a GPU; grid_sample's is not."""
+    pixels, weights = _corners(points, maps.shape[2:])  # (N, 4, P) each
+    bordered = F.pad(maps, (1, 1, 1, 1)).flatten(2)  # (N, C, (h + 2) * (w + 2))
+    corners = bordered.gather(2, pixels.flatten(1)[:, None].expand(-1, maps.shape[1], -1))
+    return (corners.unflatten(2, (4, -1)) * weights[:, None]).sum(2)
 
 
 def sample_labels(labels: Tensor, classes: Tensor, points: Tensor) -> Tensor:
@@ -53,19 +65,24 @@ def sample_labels(labels: Tensor, classes: Tensor, points: Tensor) -> Tensor:
     place_of_label = places.new_full((batch_size, 256), classes.shape[1]).scatter_(1, classes, places)
     place_of_label[:, IGNORE_INDEX] = classes.shape[1]
 
-    x, y = points.unbind(-1)
+    pixels, weights = _corners(points, (height, width))
+    bordered = F.pad(labels, (1, 1, 1, 1), value=IGNORE_INDEX).flatten(1)
+    rows = place_of_label.gather(1, bordered.gather(1, pixels.flatten(1)).long()).view_as(weights)
+    targets = points.new_zeros(batch_size, classes.shape[1] + 1, points.shape[1])
+    return targets.scatter_add_(1, rows, weights)[:, :-1]
+
+
+def _corners(points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The four pixels around each of points (B, P, 2), counted in a flat map of `size` with a border of one pixel, and
+    their bilinear weights: (B, 4, P) each.
+    """
+    (height, width), (x, y) = size, points.unbind(-1)
     x, y = ((x + 1) * width - 1) / 2, ((y + 1) * height - 1) / 2  # in grid_sample's order, to round alike
     left, top = x.floor(), y.floor()
     x, y = x - left, y - top
     weights = torch.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], dim=1)
-
-    bordered = F.pad(labels, (1, 1, 1, 1), value=IGNORE_INDEX).flatten(1)
-    stride = width + 2
-    pixel = (top.long() + 1) * stride + left.long() + 1
-    pixels = torch.cat([pixel, pixel + 1, pixel + stride, pixel + stride + 1], dim=1)
-    rows = place_of_label.gather(1, bordered.gather(1, pixels).long()).view_as(weights)
-    targets = points.new_zeros(batch_size, classes.shape[1] + 1, points.shape[1])
-    return targets.scatter_add_(1, rows, weights)[:, :-1]
+    pixel, stride = (top.long() + 1) * (width + 2) + left.long() + 1, width + 2
+    return torch.stack([pixel, pixel + 1, pixel + stride, pixel + stride + 1], dim=1), weights
 
 
 class PointLosses(torch.autograd.Function):

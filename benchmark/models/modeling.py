@@ -101,9 +101,13 @@ class SegmentationModel(PreTrainedModel):
         return [*self.encoder.blocks, *getattr(self.head, "blocks", [])]
 
     def compile_blocks(self) -> None:
-        """Compile the repeated blocks one by one: nearly as fast as the whole, and compiled once for all of them."""
+        """Compile the repeated blocks one by one: nearly as fast as the whole, and compiled once for all of them.
+
+        So is the linear head's loss, where it is computed on a GPU.
+        """
         for block in self.blocks:
             block.compile()
+        self.head.compiled = True
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):

@@ -99,7 +99,10 @@ def split_windows(image: Tensor, crop_size: Sequence[int]) -> Tensor:
 
 def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Scale pixels (..., 3, H, W) from [0, 255] to [0, 1] and normalise them with `mean` and `std`; fp32."""
-    mean_, std_ = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (mean, std))
+    # Filled one by one, because a copy from the host would wait for all that a GPU has to do.
+    mean_, std_ = (
+        torch.stack([torch.full((1, 1), value, device=image.device) for value in values]) for values in (mean, std)
+    )
     return (image.float() / 255 - mean_) / std_
 
 

@@ -164,6 +164,9 @@ class Train:
     )
     precision: Literal["fp32", "bf16", "fp16"] = key("bf16", "of the autocast; weights are fp32")
     compile: bool = key(True, "compile the transformer blocks", MACHINE)
+    cuda_graph: bool | Literal["auto"] = key(
+        "auto", "capture the model's passes as CUDA graphs; auto: on one GPU, where the head allows it", MACHINE
+    )
     deterministic: bool = key(False, "a GPU then resumes bitwise, and is slower", MACHINE)
     eval_every: PositiveInt = key(1_000, "steps; the last step is always evaluated")
     eval_batch_size: PositiveInt = key(16, "windows in one forward pass of an evaluation", MACHINE)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmark.data.loaders import copied_ahead
 from benchmark.data.transforms import THUMBNAIL_SIZE, draw_jitter
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Augment, Recipe
@@ -55,12 +56,9 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
     recipe = replace(recipe, train=replace(recipe.train, steps=1 + WARM_UP_STEPS + steps + SPLIT_STEPS + 2))
     accelerator = start_processes(recipe)
     device = accelerator.device
-    step, batches = _build(recipe, accelerator)
     numbers = itertools.count(1)
-    with FlopCounterMode(display=False) as counter:  # which does not see into compiled blocks
-        step(next(numbers), batches)
-    if recipe.train.compile:
-        step.unwrapped_model().compile_blocks()
+    flops = _flops_of_an_image(recipe, accelerator) * recipe.train.global_batch_size // accelerator.num_processes
+    step, batches = _build(recipe, accelerator)
     for _ in range(WARM_UP_STEPS):
         step(next(numbers), batches)
     product, operations = matrix_product(device, recipe.train.precision)
@@ -78,9 +76,9 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
         "seconds_per_step": seconds,
         "cpu_seconds_per_step": timings["step"].cpu_seconds,
         "spread": timings["step"].spread,
-        "tflops": counter.get_total_flops() / seconds / 1e12,
+        "tflops": flops / seconds / 1e12,
         "matrix_tflops": rate / 1e12,
-        "matrix_share": counter.get_total_flops() / seconds / rate,
+        "matrix_share": flops / seconds / rate,
         "hours": hours * seconds,
         "split": split,
         "steps": steps,
@@ -89,20 +87,37 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
     }
 
 
+def _flops_of_an_image(recipe: Recipe, accelerator: Accelerator) -> int:
+    """The floating-point operations of the products in a step, for each image; it leaves no memory taken."""
+    # What is compiled or captured is not counted.
+    single = {"global_batch_size": accelerator.num_processes, "micro_batch_size": 1}
+    settings = replace(recipe.train, compile=False, cuda_graph=False, **single)
+    step, batches = _build(replace(recipe, train=settings), accelerator)
+    with FlopCounterMode(display=False) as counter:
+        step(1, batches)
+    del step, batches
+    accelerator.free_memory()
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+    return counter.get_total_flops()
+
+
 def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dict[str, Tensor]]]:
-    """The recipe's step with random weights, not compiled, and its batches: the same one again and again."""
+    """The recipe's step with random weights, and its batches: the same one again and again."""
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     torch.manual_seed(recipe.seed)
     model = SegmentationModel(model_config(recipe, classes, None))
     if recipe.model.lora_rank:
         add_adapters(model.encoder, recipe.model.lora_rank)
+    if recipe.train.compile:
+        model.compile_blocks()
     model.train().to(accelerator.device)
     plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
     step = build_step(recipe, model, plan, accelerator)
     batch = synthetic_batch(plan.micro_batch_size, recipe.data.crop, len(classes))
     if accelerator.device.type == "cuda":  # as the loader does
         batch = {key: value.pin_memory() for key, value in batch.items()}
-    return step, itertools.repeat(batch)
+    return step, copied_ahead(itertools.repeat(batch), accelerator.device)
 
 
 def _split(step: Step, batches: Iterator[dict[str, Tensor]], numbers: Iterator[int]) -> dict[str, float]:

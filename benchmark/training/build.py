@@ -26,10 +26,11 @@ from benchmark.reporting.reporter import Reporter
 from benchmark.reporting.results import describe_experiment
 from benchmark.reporting.run_folder import RunFolder
 from benchmark.training.checkpoint import Progress
+from benchmark.training.cuda_graph import capture_passes
 from benchmark.training.init_from import start_from
 from benchmark.training.launch import num_cores
 from benchmark.training.lora import add_adapters
-from benchmark.training.memory import plan_without_trial
+from benchmark.training.memory import explain_out_of_memory, memory_advice, plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from benchmark.training.step import Step
 from data_scripts.preparation import PreparedDataset, class_names, prepare
@@ -187,6 +188,10 @@ def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, acceler
         schedule=optim.schedule,
         warmups=optim.warmups,
     )
+    captured = captures_passes(recipe, model, accelerator)
+    if captured:
+        with explain_out_of_memory(*memory_advice(plan)):
+            capture_passes(model, plan.micro_batch_size, accelerator)
     return Step(
         model,
         optimizer,
@@ -196,7 +201,22 @@ def build_step(recipe: Recipe, model: SegmentationModel, plan: StepPlan, acceler
         steps=recipe.train.steps,
         clip_norm=optim.clip_norm,
         ema_decay=recipe.train.ema_decay,
+        compiled=recipe.train.compile,
+        keep_gradients=captured and plan.accumulation > 1,
     )
+
+
+def captures_passes(recipe: Recipe, model: SegmentationModel, accelerator: Accelerator) -> bool:
+    """Whether the passes of a micro batch become CUDA graphs; UserError where they should and cannot."""
+    reasons = {
+        "needs a CUDA GPU": accelerator.device.type == "cuda",
+        "needs a single process": accelerator.num_processes == 1,
+        f"does not work with the {recipe.model.head} head": getattr(model.head, "capturable", False),
+    }
+    failed = [reason for reason, holds in reasons.items() if not holds]
+    if recipe.train.cuda_graph is True and failed:
+        raise UserError(f"train.cuda_graph {failed[0]}: set it to auto.")
+    return recipe.train.cuda_graph is not False and not failed
 
 
 def build_reporter(

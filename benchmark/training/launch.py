@@ -16,6 +16,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
@@ -52,8 +53,9 @@ def start_processes(recipe: Recipe) -> Accelerator:
         keep_freed_memory()
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when the device is first used
-        # A kernel without a deterministic form gives a warning with its name, and no error.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Without warn_only, under which attention would stay as it is.
+        torch.use_deterministic_algorithms(True)
+        torch._inductor.config.deterministic = True  # kernels are not chosen by how long they take
     # The class token's gradient is a view of the tokens'; DDP copies its few numbers and warns in every process.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     accelerator = Accelerator(
@@ -61,6 +63,8 @@ def start_processes(recipe: Recipe) -> Accelerator:
         log_with=list(recipe.output.trackers),
         project_dir=recipe.output.dir,
         kwargs_handlers=[
+            # A weight that is used several times is cast each time, so that its gradients are summed in fp32.
+            AutocastKwargs(cache_enabled=False),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from benchmark.data.loaders import training_loader
+from benchmark.data.loaders import copied_ahead, training_loader
 from benchmark.errors import UserError, as_sentence, report_error
 from benchmark.evaluation.loop import Evaluation
 from benchmark.recipe.identity import identity, identity_hash
@@ -100,19 +100,18 @@ def run_steps(
     push_every = recipe.output.push_every or settings.checkpoint_every
     preemption.check()
     step.fix_gradient_order()
-    batches = iter(
-        training_loader(
-            datasets[recipe.data.train].splits["train"],
-            plan=step.plan,
-            rank=step.accelerator.process_index,
-            start_step=progress.step,
-            steps=settings.steps,
-            crop_size=recipe.data.crop,
-            seed=recipe.seed,
-            num_workers=recipe.data.num_workers,
-            augment=recipe.augment,
-        )
+    loader = training_loader(
+        datasets[recipe.data.train].splits["train"],
+        plan=step.plan,
+        rank=step.accelerator.process_index,
+        start_step=progress.step,
+        steps=settings.steps,
+        crop_size=recipe.data.crop,
+        seed=recipe.seed,
+        num_workers=recipe.data.num_workers,
+        augment=recipe.augment,
     )
+    batches = copied_ahead(loader, step.accelerator.device)
     for number in progress.unlogged_steps(settings.steps):
         logs, evaluates, saves = (
             is_due(number, every, settings.steps)

@@ -71,13 +71,14 @@ def _step_fits(model: SegmentationModel, size: int, accelerator: Accelerator) ->
     devices = [accelerator.device] if accelerator.device.type != "cpu" else []
     try:
         with torch.random.fork_rng(devices, device_type=accelerator.device.type), accelerator.autocast():
-            moments = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(2)]
+            # Two moments, and the gradients that captured passes hold apart.
+            others = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(3)]
             pixels = torch.zeros(size, 3, height, width, device=accelerator.device)
             # Every class in every image, for a loss that works class by class.
             labels = torch.arange(height * width, device=accelerator.device) % model.config.num_labels
             labels = labels.view(1, height, width).expand(size, -1, -1)
             model(pixel_values=pixels, labels=labels, positions=labels[:, 0, 0]).loss.backward()
-            del moments
+            del others
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
@@ -85,6 +86,13 @@ def _step_fits(model: SegmentationModel, size: int, accelerator: Accelerator) ->
     finally:
         model.zero_grad(set_to_none=True)
     return True
+
+
+def memory_advice(plan: StepPlan) -> tuple[str, str | None]:
+    """What does not fit, and what helps, where a step of the plan runs out of memory."""
+    smaller = plan.smaller()
+    advice = f"set train.micro_batch_size to {smaller.micro_batch_size}" if smaller else None
+    return f"A micro batch of {plan.micro_batch_size} images", advice
 
 
 @contextmanager

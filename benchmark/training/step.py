@@ -17,7 +17,7 @@ from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize
 from benchmark.reporting.reporter import GRAD_NORM
 from benchmark.training.lora import check_adapters, merged_adapters, without_adapters
-from benchmark.training.memory import explain_out_of_memory
+from benchmark.training.memory import explain_out_of_memory, memory_advice
 from benchmark.training.optim import MovingAverage
 
 
@@ -30,6 +30,8 @@ class Step:
         steps: of the whole training.
         clip_norm: the most that the norm of all gradients together may be; larger ones are scaled down to it.
         ema_decay: of a moving average of the weights; 0 for none.
+        compiled: compile jitter and normalisation, on a GPU.
+        keep_gradients: parameters keep theirs, which a step leaves at zero and not at None.
 
     Attributes:
         model, optimizer: as accelerate prepared them.
@@ -47,15 +49,20 @@ class Step:
         steps: int,
         clip_norm: float | None = None,
         ema_decay: float = 0.0,
+        compiled: bool = False,
+        keep_gradients: bool = False,
     ):
         self.steps, self.clip_norm = steps, clip_norm
         self.average = MovingAverage(model, ema_decay) if ema_decay else None
         self.checked = False  # whether every adapter has a gradient
         self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        on_gpu = accelerator.device.type == "cuda"
+        self.augmented = torch.compile(augmented, dynamic=False) if compiled and on_gpu else augmented
+        self.keep_gradients = keep_gradients
 
     def __call__(self, step: int, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Make `step`, counted from 1, from the next micro batches.
+        """Make `step`, counted from 1, from the next micro batches, which are on the device.
 
         Returns:
             This process's loss and its parts, and, where it is clipped, the gradients' norm before: scalars on the
@@ -64,13 +71,16 @@ class Step:
         Raises:
             UserError: a micro batch does not fit into memory.
         """
+        if self.keep_gradients and not self.checked:  # not before, because a checkpoint is loaded into none
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         losses, norm = [], {}
         self.set_rates(step)
         self.anneal((step - 1) / self.steps)
-        with explain_out_of_memory(*self._memory_advice()):
+        with explain_out_of_memory(*memory_advice(self.plan)):
             for _ in range(self.plan.accumulation):
-                inputs = prepare_batch(
-                    next(batches), self.accelerator.device, self.config.image_mean, self.config.image_std
+                inputs = self.augmented(
+                    **next(batches), image_mean=self.config.image_mean, image_std=self.config.image_std
                 )
                 with self.accelerator.accumulate(self.model):
                     with self.accelerator.autocast():
@@ -82,7 +92,7 @@ class Step:
                     if self.clip_norm is not None and self.accelerator.sync_gradients:
                         norm = {GRAD_NORM: self._clip(self.clip_norm)}
                     self.optimizer.step()
-                    self.optimizer.zero_grad()
+                    self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
                 losses.append({"loss": outputs.loss.detach(), **(outputs.get("loss_parts") or {})})
         if self.average:
             self.average.update()
@@ -131,29 +141,28 @@ class Step:
         self.accelerator.backward(outputs.loss * 0)
         self.model.zero_grad()
 
-    def _memory_advice(self) -> tuple[str, str | None]:
-        smaller = self.plan.smaller()
-        advice = f"set train.micro_batch_size to {smaller.micro_batch_size}" if smaller else None
-        return f"A micro batch of {self.plan.micro_batch_size} images", advice
 
-
-def prepare_batch(
-    batch: dict[str, Tensor], device: torch.device, image_mean: Sequence[float], image_std: Sequence[float]
+def augmented(
+    pixel_values: Tensor,
+    labels: Tensor,
+    positions: Tensor,
+    jitter: Tensor,
+    thumbnails: Tensor,
+    sizes: Tensor,
+    *,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
 ) -> dict[str, Tensor]:
-    """From uint8 on the CPU to what the model takes, jittered and normalised on the device.
-
-    Args:
-        batch: as the training loader makes it.
+    """A batch as the training loader makes it, on the device: jittered, normalised, as the model takes it.
 
     Returns:
         pixel_values (B, 3, H, W) fp32, labels (B, H, W) int64, positions (B,) int64.
     """
-    batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    pixels = color_jitter(batch["pixel_values"], batch["thumbnails"], batch["jitter"], batch["sizes"])
+    pixels = color_jitter(pixel_values, thumbnails, jitter, sizes)
     return {
         "pixel_values": normalize(pixels, image_mean, image_std),
-        "labels": batch["labels"].long(),
-        "positions": batch["positions"],
+        "labels": labels.long(),
+        "positions": positions,
     }
 
 

@@ -14,6 +14,7 @@ from benchmark.models.errors import ModelError
 from benchmark.models.mask2former_head import Mask2FormerHead, semantic_logits
 from benchmark.models.mask2former_loss import Mask2FormerPredictions, draw_points, sample_labels, softplus_sum
 from benchmark.models.mask2former_loss import mask2former_loss as loss_and_parts
+from benchmark.models.mask2former_points import _sample_by_gathering, sample
 from benchmark.throughput.loss import count_operations
 
 NUM_LABELS, NUM_QUERIES, NUM_LAYERS, NUM_POINTS, SEED = 6, 8, 3, 400, 5
@@ -305,6 +306,20 @@ def test_head_learns_two_scenes():
     predictions = head(tokens)
     predicted = semantic_logits(predictions.class_logits[-1], predictions.mask_logits(), (32, 32)).argmax(1)
     assert (predicted == labels).float().mean() > 0.99
+
+
+def test_sampling_by_gathering_is_grid_sample():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(3, 2, 5, 7, generator=generator)
+    points = (2.2 * torch.rand(3, 50, 2, generator=generator) - 1.1).clamp(-1, 1)  # some on the borders
+    grad = torch.randn(3, 2, 50, generator=generator)
+    found = []
+    for function in (sample, _sample_by_gathering):
+        leaf = maps.clone().requires_grad_()
+        sampled = function(leaf, points)
+        sampled.backward(grad)
+        found.append((sampled.detach(), leaf.grad))
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ def oracle(logits, labels, weights=None):
     """Each image's loss, by torch's own functions in double precision."""
     large = F.interpolate(logits.double(), labels.shape[-2:], mode="bilinear")
     if weights is not None:
-        weights = torch.tensor(weights, dtype=torch.float64)
+        weights = torch.tensor(weights, dtype=torch.float64, device=logits.device)
         images = zip(large[:, None], labels[:, None].long(), strict=True)
         return torch.stack([F.cross_entropy(image, label, weights, ignore_index=255) for image, label in images])
     loss = F.cross_entropy(large, labels.long(), ignore_index=255, reduction="none").sum(dim=(1, 2))
@@ -133,3 +133,58 @@ def test_bands_cover_each_pixel_once_with_its_own_tokens(tokens, pixels, most):
     ramp = torch.arange(tokens, dtype=torch.float32)
     expected = F.interpolate(ramp[None, None, :, None], (pixels, 1), mode="bilinear")[0, 0, :, 0]
     torch.testing.assert_close(torch.lerp(ramp[mix.first], ramp[mix.second], mix.share), expected)
+
+
+def all_rows_at_once(logits, labels, weights=None):
+    weights = None if weights is None else torch.tensor([*weights, *[0.0] * (256 - len(weights))])
+    loss, gradient = module._loss_and_gradient_at_once(logits, labels, weights)
+    return loss, gradient
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("grid", "size"), [((4, 4), (32, 32)), ((3, 5), (21, 44)), ((1, 1), (9, 7)), ((6, 5), (6, 5))])
+def test_what_a_gpu_compiles_is_torchs(grid, size, weighted):
+    logits, labels = example(3, 5, grid, size)
+    weights = [0.5, 2.0, 0.0, 1.0, 3.0] if weighted else None
+    loss, gradient = all_rows_at_once(logits, labels, weights)
+    leaf = logits.clone().requires_grad_()
+    expected = oracle(leaf, labels, weights)
+    expected.sum().backward()
+    assert (loss - expected).abs().max() < 1e-6
+    assert (gradient - leaf.grad).abs().max() < 1e-6
+
+
+def test_what_a_gpu_compiles_has_no_loss_for_an_unknown_class():
+    logits, labels = example(3, 5, (4, 4), (32, 32))
+    labels[1, 3, 4] = 5
+    assert all_rows_at_once(logits, labels)[0].isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", [None, [0.5, *[1.0] * 148, 3.0]])
+@pytest.mark.parametrize(("grid", "size"), [((16, 16), (256, 256)), ((9, 14), (135, 210))])
+def test_on_a_gpu_the_compiled_loss_is_torchs(grid, size, weights):
+    logits, labels = (tensor.cuda() for tensor in example(4, 150, grid, size))
+    expected_loss, expected_gradient = derivatives(oracle, logits, labels, *([weights] if weights else []))
+    for compiled in (False, True):
+        loss, gradient = derivatives(upsampled_cross_entropy, logits, labels, weights, compiled)
+        assert (loss - expected_loss).abs().max() < 2e-6
+        assert (gradient - expected_gradient).abs().max() < 1e-6
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_compiled_loss_takes_a_tenth_of_the_memory():
+    logits, labels = (tensor.cuda() for tensor in example(16, 150, (32, 32), (512, 512)))
+
+    def peak(function, *options):
+        derivatives(function, logits, labels, *options)  # which compiles
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        derivatives(function, logits, labels, *options)
+        return torch.cuda.max_memory_allocated() - before
+
+    def upsampled(logits, labels):
+        large = F.interpolate(logits, labels.shape[-2:], mode="bilinear")
+        return F.cross_entropy(large, labels.long(), ignore_index=255, reduction="none").mean((1, 2))
+
+    assert peak(upsampled_cross_entropy, None, True) < 0.1 * peak(upsampled)

@@ -299,8 +299,9 @@ def test_deterministic_algorithms_where_the_recipe_says_so(tiny):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_deterministic_run_resumes_bitwise(tiny, tmp_path):
-    flags = [*tiny, "--train.deterministic", "true", "--train.precision", "bf16", "--output.dir"]
+@pytest.mark.parametrize("head", ["linear", "mask2former"])
+def test_on_a_gpu_a_deterministic_run_resumes_bitwise(tiny, tmp_path, head):
+    flags = [*tiny, "--train.deterministic", "true", "--model.head", head, "--output.dir"]
     train(parse([*flags, str(tmp_path / "whole")]))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000006")
