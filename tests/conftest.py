@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +23,21 @@ train:
   {steps: 6, global_batch_size: 4, precision: fp32, compile: false, eval_every: 3, eval_batch_size: 16, log_every: 2,
    checkpoint_every: 3}
 """
+
+
+DEFAULT = "not slow and not gpu"  # as in setup.cfg
+MOST_WORKERS = 4  # each takes 1.5 GB and imports everything once
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The processes of `-n auto`: one for each core, where more than one is of use.
+
+    Slow tests and those on the GPU, which is one for all of them, have the machine to themselves; a file or two are
+    sooner done than another process has started.
+    """
+    files = any(Path(argument.partition("::")[0]).is_file() for argument in config.args)
+    workers = min(joblib.cpu_count(), MOST_WORKERS)
+    return 0 if files or workers == 1 or config.option.markexpr != DEFAULT else workers
 
 
 @pytest.fixture(scope="session")

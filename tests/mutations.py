@@ -562,7 +562,7 @@ def run(mutation: Mutation) -> str | None:
             raise SystemExit(f"{mutation.what}: the text is there {text.count(mutation.old)} times: update MUTATIONS.")
         file.write_text(text.replace(mutation.old, mutation.new))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()],
+            [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *mutation.tests.split()],
             cwd=copy,
             env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "TMPDIR": temporary},
             capture_output=True,

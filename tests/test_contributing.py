@@ -44,26 +44,40 @@ def copy(tmp_path_factory) -> Path:
     return folder
 
 
+COMMANDS = """
+import contextlib, io, json, sys
+import train
+from benchmark.__main__ import main
+
+outputs = []
+for name, *arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        if name == "train.py":
+            sys.argv = [name, *arguments]
+            train.main()
+        else:
+            main([name, *arguments])
+    outputs.append(output.getvalue())
+print(json.dumps(outputs))
+"""
+
+
 @pytest.fixture
 def run(copy, cache_dir, tmp_path):
-    def run(*arguments: str) -> str:
+    def run(*commands: list[str]) -> list[str]:
+        """What each command prints; one process runs them all, because it imports for seconds."""
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
             cwd=copy,
             env=os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return json.loads(done.stdout.splitlines()[-1])
 
-    def train(*flags: str) -> dict:
-        folder = tmp_path / "run"
-        recipes = ["--recipe", "recipes/shapes_example.yaml", "tiny.yaml"]
-        run("train.py", *recipes, "--data.cache_dir", str(cache_dir), "--output.dir", str(folder), *flags)
-        return json.loads((folder / "results.json").read_text())
-
-    run.train = train
+    recipes = ["--recipe", "recipes/shapes_example.yaml", "tiny.yaml"]
+    run.train = ["train.py", *recipes, "--data.cache_dir", str(cache_dir), "--output.dir", str(tmp_path / "run")]
     return run
 
 
@@ -76,19 +90,20 @@ def test_each_example_is_one_file_and_at_most_a_line_with_its_import():
             assert len(changed) <= 2 and len([line for line in changed if "import" not in line]) == 1
 
 
-def test_the_setting_the_head_and_the_metric_train(run, tmp_path):
-    results = run.train("--model.head", "normed_linear")
+def test_the_encoder_is_listed_and_the_setting_the_head_and_the_metric_train(run, tmp_path):
+    listed, _, evaluated = run(
+        ["encoders", "tiny_example"],
+        [*run.train, "--model.head", "normed_linear"],
+        ["evaluate", "--model", str(tmp_path / "run/model")],
+    )
+    line = next(line for line in listed.splitlines() if "tiny_example" in line)
+    assert line.startswith("test_vit2.r160_in1k") and "An example: a tiny ViT from timm" in line
+    results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["setting"] == "shapes_example" and results["head"] == "normed_linear"
     assert results["labelled_share"] == 1.0 == results["datasets"]["shapes"]["labelled_share"]
     assert "val/labelled_share" in (tmp_path / "run/metrics.jsonl").read_text()
-    assert "mean IoU" in run("-m", "benchmark", "evaluate", "--model", str(tmp_path / "run/model"))
+    assert "mean IoU" in evaluated
     assert (tmp_path / "run/model/normed_linear_head.py").exists()  # it travels to the Hub
-
-
-def test_the_encoder_is_listed(run):
-    lines = run("-m", "benchmark", "encoders", "tiny_example").splitlines()
-    line = next(line for line in lines if "tiny_example" in line)
-    assert line.startswith("test_vit2.r160_in1k") and "An example: a tiny ViT from timm" in line
 
 
 def test_the_dataset_trains(run, tmp_path):
@@ -99,5 +114,6 @@ def test_the_dataset_trains(run, tmp_path):
                 image = np.repeat(rng.integers(0, 256, (70, 80, 1), np.uint8), 3, axis=2)
                 archive.writestr(f"{split}/images/{number}.png", png(image))
                 archive.writestr(f"{split}/labels/{number}.png", png(rng.choice([0, 1, 9], (70, 80)).astype(np.uint8)))
-    results = run.train("--data.train", "example", "--data.val", "[example]", "--data.root", str(tmp_path))
+    run([*run.train, "--data.train", "example", "--data.val", "[example]", "--data.root", str(tmp_path)])
+    results = json.loads((tmp_path / "run/results.json").read_text())
     assert set(results["iou"]) == {"ground", "thing"} and results["labelled_share"] == pytest.approx(2 / 3, abs=0.02)

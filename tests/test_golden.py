@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
-from launching import run_python
+from interruption import run as run_training
 
 FOLDER = Path(__file__).parent / "golden"
 RECIPE = """
@@ -36,8 +36,8 @@ def numbers(name: str, folder: Path, cache_dir: Path) -> dict:
     recipe = folder / "golden.yaml"
     recipe.write_text(RECIPE)
     flags = ["--recipe", str(recipe), "--data.cache_dir", str(cache_dir), "--output.dir", str(folder / name)]
-    done = run_python("train.py", *flags, *RUNS[name])
-    assert done.returncode == 0, done.stderr
+    log = folder / f"{name}.log"
+    assert run_training([*flags, *RUNS[name]], log) == [0], log.read_text()
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     results = json.loads((folder / name / "results.json").read_text())
     metrics: dict[str, list] = {}

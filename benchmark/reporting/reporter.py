@@ -114,16 +114,24 @@ class Reporter:
         return [panel(s.image, s.label, s.prediction, dataset.classes, dataset.colors) for s in evaluation.samples]
 
     def push(
-        self, evaluations: Mapping[str, Evaluation] | None, weights: dict[str, Tensor], *, last: bool = False
+        self,
+        evaluations: Mapping[str, Evaluation] | None,
+        weights: dict[str, Tensor],
+        *,
+        last: dict[str, Any] | None = None,
     ) -> None:
-        """Push the run as it is, with its whole `weights`; in the background, except the last time."""
+        """Push the run as it is, with its whole `weights`, in the background.
+
+        Args:
+            last: the finished run's results; it is pushed before this returns.
+        """
         if self.pusher is None or (self.pusher.is_pushing() and not last):
             return
         if not last:  # training continues beside the push
             weights = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
         results = picture = None
         if evaluations:
-            results = self._results(evaluations)
+            results = last or self._results(evaluations)
             panels = [picture for name, evaluation in evaluations.items() for picture in self._panels(name, evaluation)]
             picture = png(stack_panels(panels))
         step, head = self.progress.step, HEADS[self.config.head].title
@@ -148,7 +156,7 @@ class Reporter:
             self._write_samples(evaluations)
             write_confusions(self.folder / CONFUSION, evaluations)
             write_results(self.folder / RESULTS, results)
-            self.push(evaluations, weights, last=True)
+            self.push(evaluations, weights, last=results)
         self.accelerator.wait_for_everyone()
         return results
 

@@ -257,8 +257,11 @@ def window_gflops(recipe: Recipe) -> float | None:
     """
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     try:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            SegmentationModel(model_config(recipe, classes, None)).eval()(torch.zeros(1, 3, *recipe.data.crop))
+        with torch.device("meta"):
+            model = SegmentationModel(model_config(recipe, classes, None)).eval()
+            window = torch.zeros(1, 3, *recipe.data.crop)
+            with FlopCounterMode(display=False) as counter:
+                model(window)
     except Exception as error:  # an encoder that runs need not be one that can be counted
         logger.info("The arithmetic of %s was not counted (%s).", recipe.model.encoder, error)
         return None

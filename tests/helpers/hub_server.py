@@ -4,11 +4,19 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs
 
 TOKEN = "hf_" + "tokenForTheLoopback" * 2
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *where) -> None:
+        """Say what went wrong here; that a client has gone, such as a process that was asked to end, is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*where)
 
 
 class Hub:
@@ -32,7 +40,7 @@ class Hub:
         self.jobs: list[dict] = []
         self.refuse, self.forbid, self.gate = refuse, False, False
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server = Server(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -43,30 +43,33 @@ def run(
     processes: int = 1,
     interruption: Interruption | None = None,
     environment: dict | None = None,
+    patience: float = 10,
     **settings,
 ) -> list[int]:
     """Train with `flags` and return each process's exit status; their output goes to `log`.
 
-    As a launcher does, the others are killed when one dies. Settings replace constants of this package, such as
+    As a launcher does, the others are killed when one dies; they have `patience` seconds to end by themselves, unless
+    it was killed. Settings replace constants of this package, such as
     training.preemption__AGREEMENT_TIMEOUT, or of huggingface_hub.
     """
     with socket.socket() as free:
+        # It stays bound to its port, so that nobody else is given it; that it does not listen lets rank 0 do so.
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    children = [
-        FORKS.Process(target=_train, args=(flags, log, rank, processes, port, interruption, environment, settings))
-        for rank in range(processes)
-    ]
-    for child in children:
-        child.start()
-    while any(child.exitcode is None for child in children):
-        failed = [child.exitcode for child in children if child.exitcode]
-        if failed:
-            patience = 0 if -signal.SIGKILL in failed else 3  # seconds, for those that end by themselves
-            for child in children:
-                child.join(patience)
-                child.kill()
-        time.sleep(0.02)
+        children = [
+            FORKS.Process(target=_train, args=(flags, log, rank, processes, port, interruption, environment, settings))
+            for rank in range(processes)
+        ]
+        for child in children:
+            child.start()
+        while any(child.exitcode is None for child in children):
+            failed = [child.exitcode for child in children if child.exitcode]
+            if failed:
+                for child in children:
+                    child.join(0 if -signal.SIGKILL in failed else patience)
+                    child.kill()
+            time.sleep(0.02)
     return [child.exitcode for child in children]
 
 

@@ -23,14 +23,6 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
-def launch(processes: int, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """`accelerate launch` on the CPU with as many processes, of which each really takes part."""
-    command = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(processes)]
-    if processes > 1:
-        command += ["--multi_gpu", "--main_process_port", "0"]
-    return run_python(*command, *arguments, ACCELERATE_USE_CPU="true", **environment)
-
-
 def parse(flags: list[str]) -> Recipe:
     """The recipe that train.py makes of `flags`."""
     parser = CommandParser()

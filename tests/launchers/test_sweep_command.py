@@ -3,10 +3,13 @@
 import json
 
 import pytest
-from launching import run_python
 
+from benchmark.__main__ import main
 from benchmark.commands.sweep import check
+from benchmark.errors import UserError
+from benchmark.study.status import log_file
 from benchmark.study.study import load_study
+from benchmark.training.launch import num_cores
 
 STUDY = """
 encoders:
@@ -35,19 +38,22 @@ def study(tmp_path, tiny, cache_dir):
     ]
 
 
-def test_a_sweep_with_a_failure_and_its_report(study, tmp_path):
-    done = run_python("-m", "benchmark", *study, "--train.steps", "2")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "one/bad-seed0 failed: " in done.stdout
-    assert "wrong.safetensors" in done.stdout
-    assert "error: one/unknown-seed0: timm knows no encoder 'nonsense'" in done.stderr
-    assert "3 runs: 1 finished, 2 failed" in done.stdout
+def test_a_sweep_with_a_failure_and_its_report(study, tmp_path, capfd):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main([*study, "--train.steps", "2", "--jobs", "2"])
+    done = capfd.readouterr()
+    assert "one/bad-seed0 failed: " in done.out
+    assert "wrong.safetensors" in done.out
+    assert "error: one/unknown-seed0: timm knows no encoder 'nonsense'" in done.err
+    assert "3 runs: 1 finished, 2 failed" in done.out
     results = json.loads((tmp_path / "runs" / "one" / "good-seed0" / "results.json").read_text())
     assert results["step"] == 2
+    # On two cores each run was asked to take 1, and takes no more, though launchers set a 1 of their own.
+    log = log_file(tmp_path / "runs" / "one" / "good-seed0").read_text()
+    assert f"cpu ({max(1, num_cores() // 2)} thread(s))" in log
     assert results["window_gflops"] > 0
     assert len(list((tmp_path / "runs" / "one" / "good-seed0" / "samples").iterdir())) == 12
-    told = run_python("-m", "benchmark", "report", str(tmp_path / "runs"))
-    assert told.returncode == 0, told.stderr
+    main(["report", str(tmp_path / "runs")])
     report = json.loads((tmp_path / "runs" / "report.json").read_text())
     (setting,) = report["settings"]
     assert [row["mean_iou"] for row in setting["rows"]] == [results["mean_iou"]]
@@ -61,21 +67,19 @@ def test_a_sweep_with_a_failure_and_its_report(study, tmp_path):
 
 
 def test_faults_are_told_before_anything_starts(study, tmp_path):
-    done = run_python("-m", "benchmark", *study, "--model.head", "nothing")
-    assert done.returncode == 2
-    assert "model.head is 'nothing'" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=r"model\.head is 'nothing'"):
+        main([*study, "--model.head", "nothing"])
     assert not (tmp_path / "runs").exists()
 
 
-def test_lines_are_printed_and_options_of_other_launchers_refused(study):
-    done = run_python("-m", "benchmark", *study, "--launcher", "print", "--no_prepare")
-    assert done.returncode == 1, done.stderr  # one of three cannot run
-    assert len(done.stdout.splitlines()) == 2
-    assert all(line.startswith("accelerate launch --quiet train.py --recipe ") for line in done.stdout.splitlines())
-    refused = run_python("-m", "benchmark", *study, "--slurm.partition", "gpu")
-    assert refused.returncode == 2
-    assert "--slurm.partition is for --launcher slurm" in refused.stderr
+def test_lines_are_printed_and_options_of_other_launchers_refused(study, capsys):
+    with pytest.raises(SystemExit, match=r"^1$"):  # one of three cannot run
+        main([*study, "--launcher", "print", "--no_prepare"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("accelerate launch --quiet train.py --recipe ") for line in lines)
+    with pytest.raises(UserError, match=r"--slurm.partition is for --launcher slurm"):
+        main([*study, "--slurm.partition", "gpu"])
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,9 @@ def plain(key: str) -> Recipe:
 @cache
 def changed(key: str) -> Recipe:
     """The base recipe but for another value of `key`."""
+    kind = type(dict(flatten(plain(key).to_dict()))[key])
     for value in (
+        *{bool: ("true", "false"), float: ("0.3", "0.75")}.get(kind, ()),  # what is refused takes longest
         *("7", "0.3", "0.75", "true", "false", "32", "mask2former", "fp32", "cosine", "[x]", "[0.1, 0.2]"),
         *("[0.1, 0.2, 0.3]", "[[1, 2, 3]]", "{1: 2}"),
     ):

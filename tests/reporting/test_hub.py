@@ -1,5 +1,6 @@
 """Pushing and loading by name, against a server on the loopback, with the real huggingface_hub."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -22,6 +23,7 @@ from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
+from benchmark.reporting import results as results_module
 from benchmark.reporting.hub import Pusher, model_folder, write_snapshot
 from benchmark.reporting.model_folder import load_model, save_model
 from benchmark.training.loop import train
@@ -241,6 +243,12 @@ def test_a_run_is_pushed_while_it_trains_and_scored_the_same_by_its_name(
 ):
     """With every other request refused during training; no token, path or host's name is pushed."""
     monkeypatch.setattr(socket, "gethostname", lambda: "secret-host")
+    peaks, describe = itertools.count(1), results_module.describe_machine
+
+    def describe_rising(accelerator):
+        return describe(accelerator) | {"peak_memory_bytes": next(peaks)}
+
+    monkeypatch.setattr(results_module, "describe_machine", describe_rising)
     online.refuse = lambda number: number % 2 != 0
     train(parse([*tiny, "--output.hub_model_id", REPO, "--output.push_every", "3"]))
     online.refuse = lambda number: False

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from interruption import run as run_training
 from launching import ROOT, parse
 
 from benchmark.errors import UserError, as_sentence
@@ -94,16 +96,16 @@ def test_a_folder_that_is_removed_while_training_is_a_sentence(tiny, tmp_path, l
     """Noticed at the next line of metrics, or at the next checkpoint."""
     folder = tmp_path / "run"
     flags = ["--train.steps", "100000", "--train.log_every", log_every, "--train.checkpoint_every", "20"]
-    command = [sys.executable, "train.py", *tiny, *flags, "--train.eval_every", "100000"]
-    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/step-*")):
-        assert time.monotonic() < until and run.poll() is None
-        time.sleep(0.05)
-    folder.rename(tmp_path / "gone")
-    _, errors = run.communicate(timeout=120)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(run_training, [*tiny, *flags, "--train.eval_every", "100000"], tmp_path / "log")
+        until = time.monotonic() + 120
+        while not list(folder.glob("checkpoints/step-*")):
+            assert time.monotonic() < until and not run.done()
+            time.sleep(0.05)
+        folder.rename(tmp_path / "gone")
+        statuses, errors = run.result(timeout=120), (tmp_path / "log").read_text()
     sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert run.returncode == 2 and len(sentences) == 1, errors
+    assert statuses == [2] and len(sentences) == 1, errors
     assert "was removed while the run writes to it" in sentences[0] and "Traceback" not in errors
 
 

@@ -9,6 +9,7 @@ import pytest
 from launching import ROOT, run_python
 from synthetic_runs import write_run
 
+from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.study.answer import Thresholds
 from benchmark.study.collect import collect
@@ -171,14 +172,13 @@ def test_text_tables_hold_every_row_and_hostile_names(folder):
         assert (int(row["seed"]), row["protocol"]) == (results["seed"], results["protocol"])
 
 
-def test_the_command_writes_five_files_and_trains_nothing(folder, tmp_path):
-    done = run_python("-m", "benchmark", "report", str(folder), "--output", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+def test_the_command_writes_five_files_and_trains_nothing(folder, tmp_path, capsys):
+    main(["report", str(folder), "--output", str(tmp_path / "out")])
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {f"report.{ending}" for ending in ("html", "md", "csv", "tex", "json")}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [setting["setting"] for setting in report["settings"]] == ["cheap", "dear"]
-    assert done.stdout.startswith((tmp_path / "out" / "report.md").read_text())
+    assert capsys.readouterr().out.startswith((tmp_path / "out" / "report.md").read_text())
 
 
 @pytest.mark.slow

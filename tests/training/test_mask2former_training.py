@@ -19,14 +19,6 @@ from benchmark.training.loop import train
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from data_scripts.preparation import prepare
 
-MASK2FORMER = ["--model.head", "mask2former"]
-
-
-def test_a_recipe_trains_and_scores_it(tiny, tmp_path):
-    results = train(parse([*tiny, *MASK2FORMER, "--model.mask2former.num_points", "256", "--train.steps", "2"]))
-    assert results["head"] == "mask2former" and 0 < results["mean_iou"] < 1
-    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
-
 
 def test_eomt_loses_its_masks_and_is_scored_the_same_again(tiny, tmp_path):
     """In 8 steps: the last two of the tiny encoder's blocks have four phases. model_best is of step 4."""

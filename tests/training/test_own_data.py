@@ -1,7 +1,6 @@
 """Training on one's own images: what is said and checked before it starts, and scores by hand."""
 
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -12,7 +11,7 @@ import pytest
 import torch
 import yaml
 from interruption import Interruption, run
-from launching import parse, run_python
+from launching import parse
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -77,10 +76,9 @@ def test_the_score_is_the_one_by_hand_over_every_validation_image(own, tmp_path)
     assert sorted(set(np.load(tmp_path / "run/confusion.npz")["folder"][:, 0])) == list(range(8))
 
 
-def test_the_first_lines_say_what_the_data_hold(own):
-    done = run_python("train.py", *own, "--train.steps", "1")
-    assert done.returncode == 0, done.stderr
-    report, _, rest = done.stdout.partition("machine")
+def test_the_first_lines_say_what_the_data_hold(own, capsys):
+    train(parse([*own, "--train.steps", "1"]))
+    report, _, rest = capsys.readouterr().out.partition("machine")
     assert "train: 6 of 6 images" in report and "validation: 8 of 8 images" in report
     assert "of the pixels are ignored" in report and "never" in report and "mean IoU" in rest
 
@@ -116,18 +114,19 @@ def test_a_checkpoint_is_there_before_the_evaluation_of_its_step(own, tmp_path):
 
 
 def test_no_flipped_bit_of_the_results_is_a_traceback_or_another_number(own, tmp_path):
-    """In each byte; a flip that leaves what the JSON means leaves the results."""
+    """In each byte one bit, and the one by which letters differ in case: 1e-5 and 1E-5 mean the same results."""
     results = train(parse([*own, "--train.steps", "1"]))
     file = tmp_path / "run/results.json"
     data, found = file.read_bytes(), 0
-    for at, bit in itertools.product(range(len(data)), range(8)):
+    flips = sorted({(at, bit) for at in range(len(data)) for bit in (at % 8, 5)})
+    for at, bit in flips:
         file.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
         try:
             assert read_results(file) == results
         except UserError as error:
             assert re.search(r"results\.json is damaged .*: remove it", str(error))
             found += 1
-    assert found > 0.9 * 8 * len(data)
+    assert found > 0.9 * len(flips)
     with pytest.raises(UserError, match=r"results\.json is damaged .*: remove it"):
         file.write_bytes(data.replace(b"sha256", b"sha257"))
         train(parse([*own, "--train.steps", "1"]))

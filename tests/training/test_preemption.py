@@ -88,7 +88,7 @@ def test_a_process_that_is_stuck_is_named(train):
         f"training.{name}": timedelta(seconds=3)
         for name in ("preemption__AGREEMENT_TIMEOUT", "preemption__ROLL_CALL_TIMEOUT", "launch__COLLECTIVE_TIMEOUT")
     }
-    statuses = train("run", 2, Interruption("step", 2, signal.SIGSTOP, rank=1), **short)
+    statuses = train("run", 2, Interruption("step", 2, signal.SIGSTOP, rank=1), patience=1, **short)
     assert statuses == [2, -signal.SIGKILL]
     sentence = [line for line in train.log("run").splitlines() if line.startswith("error:")]
     assert len(sentence) == 1 and "Ranks 1 failed" in sentence[0]
