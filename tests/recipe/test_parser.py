@@ -170,7 +170,10 @@ def test_the_protocol_ignores_encoder_seed_and_machine_but_no_other_key():
         *(f"data.{key}" for key in ("root", "cache_dir", "num_workers", "custom.name", "custom.allow_absent")),
         *(f"model.{key}" for key in ("encoder", "pretrained", "checkpoint", "image_mean", "image_std")),
         *(f"train.{key}" for key in ("micro_batch_size", "compile", "cuda_graph", "deterministic")),
-        *(f"train.{key}" for key in ("eval_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_best")),
+        *(
+            f"train.{key}"
+            for key in ("eval_batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "keep_best")
+        ),
         *(key for key in KEYS if key.startswith("output.")),
     }
 
