@@ -134,7 +134,7 @@ def _recipe_text(file: Path, dataset: str, custom: dict, notes: Sequence[str], c
     import yaml
 
     comments = "\n".join(f"# {note}" for note in notes)
-    data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": crop, "num_workers": 1}
+    data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": crop, "num_workers": "auto"}
     body = {"data": {**data, "custom": {"name": file.stem, **custom}}}
     text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return (

@@ -29,7 +29,9 @@ class Data:
     root: str = key("data", "the folder that holds the archives, as they were downloaded", MACHINE)
     cache_dir: str | None = key(None, "where the Arrow files go; null: HuggingFace's own cache", MACHINE)
     crop_size: PositiveInt | list[PositiveInt] = key(512, "pixels; or [height, width]")
-    num_workers: NonNegativeInt = key(4, "processes that load images, for each training process", MACHINE)
+    num_workers: NonNegativeInt | Literal["auto"] = key(
+        4, "processes that load images, for each training process; auto: from the machine's cores", MACHINE
+    )
     allow_partial: bool = key(False, "accept archives with fewer images than the official split")
     custom: Custom = field(default_factory=Custom)
 

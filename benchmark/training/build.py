@@ -28,7 +28,7 @@ from benchmark.reporting.run_folder import RunFolder
 from benchmark.training.checkpoint import Progress
 from benchmark.training.cuda_graph import capture_passes
 from benchmark.training.init_from import start_from
-from benchmark.training.launch import num_cores
+from benchmark.training.launch import num_cores, num_workers
 from benchmark.training.lora import add_adapters
 from benchmark.training.memory import explain_out_of_memory, memory_advice, plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
@@ -293,7 +293,7 @@ def evaluate_datasets(
         model,
         accelerator=accelerator,
         batch_size=recipe.train.eval_batch_size,
-        num_workers=recipe.data.num_workers,
+        num_workers=num_workers(recipe.data.num_workers, accelerator.device),
         any_process=any_process,
     )
     evaluations = {}

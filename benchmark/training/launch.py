@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 # Collectives on the device wait longer than the agreement of `preemption`, because they end the process silently.
 COLLECTIVE_TIMEOUT = timedelta(minutes=40)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MOST_WORKERS = 16  # each holds batches in shared memory
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables of accelerate's and torch's launchers
 
 
@@ -124,7 +125,7 @@ def num_threads() -> int:
 
     accelerate's launcher sets OMP_NUM_THREADS to 1 where nobody has set it; that 1 does not count.
     """
-    share = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    share = _share_of_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if not asked.isdigit() or int(asked) == 0:
         return share
@@ -136,6 +137,22 @@ def num_threads() -> int:
         if not any(variable.startswith(b"OMP_NUM_THREADS=") for variable in environment):
             return share
     return int(asked)
+
+
+def num_workers(asked: int | str, device: torch.device) -> int:
+    """The processes that load images for this one: `asked`, or what the machine gives where that is "auto".
+
+    On a GPU one for each core of this process less its own, from 1 to MOST_WORKERS; on a CPU 1, because a step itself
+    uses the cores.
+    """
+    if asked != "auto":
+        return int(asked)
+    return 1 if device.type == "cpu" else min(max(_share_of_cores() - 1, 1), MOST_WORKERS)
+
+
+def _share_of_cores() -> int:
+    """The cores of this process where the run's processes on this machine share them; at least 1."""
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
@@ -157,8 +174,8 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result]) ->
     return outcome[0]
 
 
-def describe_processes(accelerator: Accelerator, plan: StepPlan, precision: str) -> str:
-    """A table of what runs where, and how a step is split; every process calls it."""
+def describe_processes(accelerator: Accelerator, plan: StepPlan, precision: str, workers: int) -> str:
+    """A table of what runs where, how a step is split and how many load images; every process calls it."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} thread(s)"
     places = Counter(gather_object([(platform.node(), f"{device.type} ({name})")]))
@@ -169,5 +186,6 @@ def describe_processes(accelerator: Accelerator, plan: StepPlan, precision: str)
             format_table(rows, ("machine", "processes", "device")),
             f"{accelerator.distributed_type.value}, backend {backend}, precision {precision}",
             str(plan),
+            f"{workers} worker(s) load images for each process",
         ]
     )

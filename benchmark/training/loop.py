@@ -24,7 +24,7 @@ from benchmark.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from benchmark.training.launch import describe_processes, on_main_process, start_processes
+from benchmark.training.launch import describe_processes, num_workers, on_main_process, start_processes
 from benchmark.training.losses import Losses
 from benchmark.training.memory import explain_out_of_memory, plan_steps
 from benchmark.training.preemption import Preempted, Preemption
@@ -61,7 +61,8 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         on_main_process(accelerator, lambda: folder.claim(recipe.to_yaml(), resume))
 
         plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
-        say("\n".join([*origins, describe_processes(accelerator, plan, recipe.train.precision)]))
+        workers = num_workers(recipe.data.num_workers, accelerator.device)
+        say("\n".join([*origins, describe_processes(accelerator, plan, recipe.train.precision, workers)]))
         step = build.build_step(recipe, model, plan, accelerator)
         progress = load_progress(checkpoint, step, datasets[recipe.data.train], folder)
         del checkpoint  # which holds all weights and moments
@@ -108,7 +109,7 @@ def run_steps(
         steps=settings.steps,
         crop_size=recipe.data.crop,
         seed=recipe.seed,
-        num_workers=recipe.data.num_workers,
+        num_workers=num_workers(recipe.data.num_workers, step.accelerator.device),
         augment=recipe.augment,
     )
     batches = copied_ahead(loader, step.accelerator.device)

@@ -59,6 +59,8 @@ def test_a_resolved_recipe_reads_back_as_itself(write):
         ("optim: {lr: null}", [], "optim.lr in .* must be a number above 0, not null"),
         ("optim: {lr: .inf}", [], "optim.lr .*must be"),
         ("optim: {lr: .nan}", [], "optim.lr .*must be"),
+        ("data: {num_workers: many}", [], "data.num_workers in .* must be a whole number, 0 or more.*auto, not many"),
+        ("data: {num_workers: -1}", [], "data.num_workers in .* must be a whole number, 0 or more.*auto, not -1"),
         ("data: {val: shapes}", [], "data.val .* must be a list"),
         ("data: {val: []}", [], "data.val must name at least one"),
         ("data: {crop_size: [1, 2, 3]}", [], "one number or \\[height, width\\]"),

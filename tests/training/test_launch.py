@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 from interruption import run
 from launching import ROOT
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import load_recipe
-from benchmark.training.launch import check_settings, num_cores, num_threads
+from benchmark.training.launch import check_settings, num_cores, num_threads, num_workers
 
 GROUPS = {  # files of Linux's control groups, as a container sees them
     "version 2": {"/sys/fs/cgroup/cpu.max": "{quota} 100000"},
@@ -68,15 +69,32 @@ def test_the_launchers_own_1_does_not_count(plain, monkeypatch):
         assert num_threads() == (1 if set_by_the_user else num_cores())
 
 
-def test_a_launched_process_says_how_many_threads_it_uses(tiny):
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(1, 1, 1), (2, 1, 1), (12, 1, 11), (64, 1, 16), (64, 8, 7), (8, 16, 1)]
+)
+def test_auto_takes_the_cores_of_a_gpu_process_less_one(cores, processes, workers, plain):
+    plain.setattr("joblib.cpu_count", lambda: cores)
+    plain.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert num_workers("auto", torch.device("cuda")) == workers
+    assert num_workers("auto", torch.device("cpu")) == 1
+    for asked in (0, 40):
+        assert num_workers(asked, torch.device("cuda")) == num_workers(asked, torch.device("cpu")) == asked
+
+
+def test_a_launched_process_says_how_many_threads_and_workers_it_uses(tiny):
     """Where nobody has asked for a number; that an asked one counts, test_sweep_command.py shows."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", "1"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(
-        [*command, "train.py", *tiny, "--train.steps", "1"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "train.py", *tiny, "--train.steps", "1", "--data.num_workers", "auto"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert "1 worker(s) load images" in done.stdout
     assert f"cpu ({num_cores()} thread(s))" in done.stdout
 
 
