@@ -32,6 +32,9 @@ def as_sentence(error: BaseException | None) -> str | None:
             return f"No space is left on the disk{where}; free some and run the same command again."
         if isinstance(error, OSError) and error.filename and error.errno in FORBIDDEN:
             return f"{error.filename} cannot be read or written ({error.strerror}): fix that, or name another place."
+        if " does not have a deterministic implementation" in str(error):  # torch's RuntimeError
+            operation = str(error).partition(" ")[0]
+            return f"{operation} has no deterministic kernel on this device: set train.deterministic to false."
         error = error.__cause__ or error.__context__
     return None
 

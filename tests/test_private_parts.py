@@ -19,6 +19,7 @@ KNOWN = {
     "_buffers": "benchmark/models/encoder.py",
     "_non_persistent_buffers_set": "benchmark/models/encoder.py",
     "_no_split_modules": "benchmark/training/build.py",  # transformers: what FSDP wraps
+    "_inductor": "benchmark/training/launch.py",  # torch: its compiler's settings
     "_foreach_lerp_": "benchmark/training/optim.py",  # torch: one kernel for all weights
     "_fingerprint": "data_scripts/hub.py",  # datasets: of a dataset's content and its path
     "_output_dir": "data_scripts/builder.py",
@@ -63,6 +64,7 @@ def test_the_private_parts_are_still_there():
     assert "_output_dir" in inspect.getsource(datasets.DatasetBuilder)
     assert datasets.Dataset.from_dict({"a": [1]})._fingerprint != datasets.Dataset.from_dict({"a": [2]})._fingerprint
     assert hasattr(PreTrainedModel, "_no_split_modules")
+    assert torch._inductor.config.deterministic is False
     averages = [torch.zeros(2), torch.zeros(1)]
     torch._foreach_lerp_(averages, [torch.ones(2), torch.ones(1)], 0.25)
     assert [average.tolist() for average in averages] == [[0.25, 0.25], [0.25]]

@@ -117,10 +117,15 @@ def predict(
         print(f"{name} was left out: {why}.", file=sys.stderr)
     if not outputs.count:
         raise UserError(f"None of {len(files)} file(s) could be read: see above, and name others.")
-    means = sorted(zip(classes, outputs.totals / outputs.count, strict=True), key=lambda row: -row[1])
-    print(format_table([(name, f"{mean:.2f}") for name, mean in means if mean], ("class", "share in %")))
+    print(_table_of_shares(classes, outputs.totals / outputs.count))
     print(f"Label maps, overlays and shares of {outputs.count} image(s) are in {output}.")
     return left_out
+
+
+def _table_of_shares(classes: Sequence[str], shares: Sequence[float]) -> str:
+    """The classes that occur and their shares of all images in %, the largest first."""
+    rows = sorted(zip(classes, shares, strict=True), key=lambda row: -row[1])
+    return format_table([(name, f"{share:.2f}") for name, share in rows if share], ("class", "share in %"))
 
 
 def _import_parts() -> None:

@@ -24,7 +24,7 @@ KEYS = (  # how those begin that a part uses
     *("seed", "data.", "augment.", "optim."),
     *(f"model.{key}" for key in ("encoder", "head", "patch_size", "freeze_encoder", "image_", "mask2former.")),
     *(f"train.{key}" for key in ("steps", "global_batch_size", "micro_batch_size", "eval_batch_size")),
-    *(f"train.{key}" for key in ("precision", "compile", "deterministic")),
+    *(f"train.{key}" for key in ("precision", "compile", "cuda_graph", "deterministic")),
 )
 
 

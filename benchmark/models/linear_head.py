@@ -7,7 +7,7 @@ into its loss and its gradient, and forgotten. The gradient of the upsampling is
 On a GPU all bands are one expression, of which a compiler makes kernels that keep a band in registers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -189,40 +189,6 @@ def _band(band: Tensor, labels: Tensor, labelled: Tensor, weights: Tensor | None
     return loss
 
 
-def _loss_and_gradient_at_once(
-    logits: Tensor, labels: Tensor, weights: Tensor | None, rows=None
-) -> tuple[Tensor, Tensor]:
-    """Each image's loss (B,) and its gradient (B, C, h, w), where h divides H.
-
-    Each pair of neighbouring token rows, the first and last of which are repeated at the border, has the same number of
-    pixel rows between them, so that all bands have one shape.
-
-    Args:
-        weights: as in `_loss_and_gradient`.
-        rows: `_rows`, or what a compiler made of it.
-    """
-    (_, _, height, width), (pixels, width_in_pixels) = logits.shape, labels.shape[1:]
-    patch = pixels // height
-    columns = _mix_of_columns(width, width_in_pixels, logits.device)
-    wide = torch.cat([logits[:, :, :1], logits, logits[:, :, -1:]], dim=2) @ columns  # (B, C, h + 2, W)
-    # The first band has the pixel rows above the centre of the first token row, and as many that are no pixels.
-    padded = F.pad(labels.to(torch.int16), (0, 0, patch - patch // 2, patch // 2), value=IGNORE_INDEX)
-    share = ((torch.arange(patch, device=logits.device) + patch // 2 + 0.5) / patch - 0.5)[:, None]
-    losses, above, below = (rows or _rows)(
-        wide, padded.unflatten(1, (height + 1, patch)), _labelled(labels, weights), weights, share
-    )
-    mixed = F.pad(above @ columns.T, (0, 0, 0, 1)) + F.pad(below @ columns.T, (0, 0, 1, 0))  # (B, C, h + 2, w)
-    gradient = mixed[:, :, 1:-1].contiguous()
-    gradient[:, :, 0] += mixed[:, :, 0]
-    gradient[:, :, -1] += mixed[:, :, -1]
-    return losses, gradient
-
-
-@lru_cache(maxsize=1)
-def _compiled_rows():
-    return torch.compile(_rows, dynamic=False)
-
-
 def _rows(
     wide: Tensor, labels: Tensor, labelled: Tensor, weights: Tensor | None, share: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,3 +222,37 @@ def _rows(
     above, below = (gradient * (1 - share)).sum(dim=3), (gradient * share).sum(dim=3)
     labelled = labelled[:, None, None, None]
     return losses / labelled[:, 0, 0, 0], above / labelled, below / labelled
+
+
+@lru_cache(maxsize=1)
+def _compiled_rows():
+    return torch.compile(_rows, dynamic=False)
+
+
+def _loss_and_gradient_at_once(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, rows: Callable = _rows
+) -> tuple[Tensor, Tensor]:
+    """Each image's loss (B,) and its gradient (B, C, h, w), where h divides H.
+
+    Each pair of neighbouring token rows, the first and last of which are repeated at the border, has the same number of
+    pixel rows between them, so that all bands have one shape.
+
+    Args:
+        weights: as in `_loss_and_gradient`.
+        rows: `_rows`, or what a compiler made of it.
+    """
+    (_, _, height, width), (pixels, width_in_pixels) = logits.shape, labels.shape[1:]
+    patch = pixels // height
+    columns = _mix_of_columns(width, width_in_pixels, logits.device)
+    wide = torch.cat([logits[:, :, :1], logits, logits[:, :, -1:]], dim=2) @ columns  # (B, C, h + 2, W)
+    # The first band has the pixel rows above the centre of the first token row, and as many that are no pixels.
+    padded = F.pad(labels.to(torch.int16), (0, 0, patch - patch // 2, patch // 2), value=IGNORE_INDEX)
+    share = ((torch.arange(patch, device=logits.device) + patch // 2 + 0.5) / patch - 0.5)[:, None]
+    losses, above, below = rows(
+        wide, padded.unflatten(1, (height + 1, patch)), _labelled(labels, weights), weights, share
+    )
+    mixed = F.pad(above @ columns.T, (0, 0, 0, 1)) + F.pad(below @ columns.T, (0, 0, 1, 0))  # (B, C, h + 2, w)
+    gradient = mixed[:, :, 1:-1].contiguous()
+    gradient[:, :, 0] += mixed[:, :, 0]
+    gradient[:, :, -1] += mixed[:, :, -1]
+    return losses, gradient

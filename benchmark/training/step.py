@@ -54,7 +54,7 @@ class Step:
     ):
         self.steps, self.clip_norm = steps, clip_norm
         self.average = MovingAverage(model, ema_decay) if ema_decay else None
-        self.checked = False  # whether every adapter has a gradient
+        self.checked = False  # in the first micro batch, whether every adapter has a gradient
         self.accelerator, self.plan, self.schedule, self.config = accelerator, plan, schedule, model.config
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         on_gpu = accelerator.device.type == "cuda"
@@ -71,13 +71,13 @@ class Step:
         Raises:
             UserError: a micro batch does not fit into memory.
         """
-        if self.keep_gradients and not self.checked:  # not before, because a checkpoint is loaded into none
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         losses, norm = [], {}
         self.set_rates(step)
         self.anneal((step - 1) / self.steps)
         with explain_out_of_memory(*memory_advice(self.plan)):
+            if self.keep_gradients and not self.checked:  # not before, because a checkpoint is loaded without gradients
+                for parameter in self.model.parameters():
+                    parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             for _ in range(self.plan.accumulation):
                 inputs = self.augmented(
                     **next(batches), image_mean=self.config.image_mean, image_std=self.config.image_std

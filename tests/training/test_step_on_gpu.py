@@ -10,7 +10,7 @@ from interruption import metrics
 from launching import parse
 
 from benchmark.data.loaders import copied_ahead
-from benchmark.errors import UserError
+from benchmark.errors import UserError, as_sentence
 from benchmark.throughput.train import _build as build_synthetic
 from benchmark.training.launch import start_processes
 from benchmark.training.loop import train
@@ -75,10 +75,23 @@ def test_a_batch_that_is_copied_ahead_is_whole():
     assert [int(found) for found in sums] == [size * number for number in range(20)]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_what_cannot_be_captured_is_a_sentence(tiny):
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match=r"train.cuda_graph needs a CUDA GPU: set it to auto\."):
-            train(parse([*tiny, "--train.cuda_graph", "true"]))
+    with pytest.raises(UserError, match=r"train.cuda_graph needs a CUDA GPU: set it to auto\."):
+        train(parse([*tiny, "--train.cuda_graph", "true"]))
+
+
+def test_a_kernel_that_is_not_deterministic_is_a_sentence():
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as raised:
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (
+        as_sentence(raised.value)
+        == "put_ has no deterministic kernel on this device: set train.deterministic to false."
+    )
 
 
 @pytest.mark.gpu
