@@ -74,7 +74,13 @@ def rare_classes(random: np.random.Generator) -> Population:
 
 
 def simulate(
-    make, several: int, number: int, draws: int = 1000, spread: float = 0.045
+    make,
+    several: int,
+    number: int,
+    draws: int = 1000,
+    spread: float = 0.045,
+    own_spread: float = 0.012,
+    class_spread: float = 0.06,
 ) -> list[tuple[np.ndarray, Scores]]:
     """Three settings of six models, each with the models' true scores: the second shares the first one's dataset.
 
@@ -83,7 +89,10 @@ def simulate(
         several: models of the first setting that have three seeds. Where it is fewer than all, all other models have
             one seed, in every setting, and borrow the variance of these.
         number: of the study, its seed.
-        spread: standard deviation of models' skills; 0.045 is 1.1 points of mIoU.
+        spread: standard deviation of models' skills, in all settings alike; 0.045 is 1.1 points of mIoU.
+        own_spread: standard deviation of what the second and the third setting each add to it.
+        class_spread: standard deviation of a model's skill from class to class. With all three at 0, all models are
+            equally good.
     """
     random = np.random.default_rng([number, several])
     common = spread * random.standard_normal((6, 1))
@@ -94,9 +103,9 @@ def simulate(
             split = population.split(random)
             weights = image_weights(dataset, population.images, draws, number)
             present = split[0].any(axis=0)
-        own = 0 if setting == "cheap" else 0.012
+        own = 0 if setting == "cheap" else own_spread
         effects = 0.95 ** bool(own) * common + own * random.standard_normal((6, 1))
-        effects = effects + 0.06 * random.standard_normal((6, len(present)))
+        effects = effects + class_spread * random.standard_normal((6, len(present)))
         above, below = population.runs(effects, 3, split, random)
         seeds = [3 if several == 6 or (setting == "cheap" and m < several) else 1 for m in range(6)]
         models = {

@@ -19,9 +19,17 @@ from benchmark.study.statistics import (
 )
 
 STUDIES = 1000
-# These may hold more often than 99 %: they are true of all models at once, and where models are far apart, an interval
-# of tau is a few steps of one pair each.
-CONSERVATIVE = ("rank sets", "regret")
+# What may hold in more than 99 % of studies, because it is promised whatever the truth is. Rank sets are wrong where a
+# model surely beats one that is not worse: in 5 % of studies only if all models are equal. The regret's bound is wrong
+# where the choice is bad: seldom if settings agree. tau moves in steps of a pair each, which are wide beside its
+# interval where models are far apart.
+CONDITIONS = {
+    "close": (common_classes, {}, ("rank sets", "regret")),
+    "far": (common_classes, {"spread": 0.18}, ("rank sets", "regret", "tau")),
+    "rare": (rare_classes, {}, ("rank sets", "regret")),
+    "equal": (common_classes, {"spread": 0, "own_spread": 0, "class_spread": 0}, ("regret",)),
+    "unrelated": (common_classes, {"spread": 0, "own_spread": 0.18}, ("rank sets", "tau")),
+}
 
 
 def covers(interval, truth):
@@ -46,9 +54,10 @@ def check_pair(hits, widths, images, first, second, number):
     (true_a, a), (true_b, b) = first, second
     found = rank_correlation(a, b, number)
     true = kendalltau(true_a, true_b).statistic
-    # A tau is a whole number of pairs, which a quantile misses by rounding.
-    hits[f"tau, {images}"].append(found.low - 1e-9 <= true <= found.high + 1e-9)
-    widths[f"tau, {images}"].append(found.high - found.low)
+    if not np.isnan(true):  # equal models have no true tau
+        # A tau is a whole number of pairs, which a quantile misses by rounding.
+        hits[f"tau, {images}"].append(found.low - 1e-9 <= true <= found.high + 1e-9)
+        widths[f"tau, {images}"].append(found.high - found.low)
     found = choice_regret(a, b)
     true = true_b.max() - true_b[a.scores.argmax()]
     hits[f"regret, {images}"].append(true <= found.upper_bound)
@@ -57,23 +66,19 @@ def check_pair(hits, widths, images, first, second, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("several", [6, 3], ids=["3 seeds", "1 seed, variance of 3 cells with 3"])
-@pytest.mark.parametrize(
-    ("make", "spread"),
-    [(common_classes, 0.045), (common_classes, 0.18), (rare_classes, 0.045)],
-    ids=["common", "far apart", "rare"],
-)
-def test_statements_of_95_percent_hold(make, spread, several):
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_statements_of_95_percent_hold(condition, several):
+    make, spreads, conservative = CONDITIONS[condition]
     hits, widths = defaultdict(list), defaultdict(list)
     for number in range(STUDIES):
-        study = simulate(make, several, number, spread=spread)
+        study = simulate(make, several, number, **spreads)
         for truth, models in study:
             check_setting(hits, widths, truth, models)
         for images, other in (("same images", study[1]), ("other images", study[2])):
             check_pair(hits, widths, images, study[0], other, number)
     coverage = {what: np.mean(values) for what, values in hits.items()}
-    print(f"\n{make.__name__}, spread {spread}, {several} models with 3 seeds, {STUDIES} studies: coverage, mean width")
+    print(f"\n{condition}: {several} models with 3 seeds, {STUDIES} studies: coverage, mean width")
     for what, value in coverage.items():
         print(f"{what:<22} {value:.3f}  {np.mean(widths[what]):.4f}")
     for what, value in coverage.items():
-        conservative = what.startswith(CONSERVATIVE + (("tau",) if spread > 0.1 else ()))
-        assert 0.93 <= value <= (1 if conservative else 0.99), what
+        assert 0.93 <= value <= (1 if what.startswith(conservative) else 0.99), what
