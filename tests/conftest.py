@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     files = any(Path(argument.partition("::")[0]).is_file() for argument in config.args)
     workers = min(joblib.cpu_count(), MOST_WORKERS)
     return 0 if files or workers == 1 or config.option.markexpr != DEFAULT else workers
+
+
+@pytest.fixture(autouse=True)
+def same_products():
+    """What a test that starts a run in this process sets for products ends with it."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+        torch.backends.cuda.enable_flash_sdp(True)
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,8 @@ MUTATIONS = [
     Mutation(
         "no jitter",
         "benchmark/training/step.py",
-        'pixels = color_jitter(batch["pixel_values"], batch["thumbnails"], batch["jitter"], batch["sizes"])',
-        'pixels = batch["pixel_values"]',
+        "pixels = color_jitter(pixel_values, thumbnails, jitter, sizes)",
+        "pixels = pixel_values",
         WIRING,
     ),
     Mutation(
@@ -101,6 +101,27 @@ MUTATIONS = [
         WIRING,
     ),
     Mutation(
+        "leave to round stays",
+        "benchmark/training/cpu.py",
+        "if not _multiplies_exactly():",
+        "if False:",
+        "tests/training/test_cpu.py",
+    ),
+    Mutation(
+        "an inexact product passes",
+        "benchmark/training/cpu.py",
+        "1 + 2.0**-23",
+        "1 + 2.0**-7",
+        "tests/training/test_cpu.py",
+    ),
+    Mutation(
+        "a run does not set its CPU up",
+        "benchmark/training/launch.py",
+        "set_up_cpu(recipe.train.precision, height * width // int(recipe.model.patch_size) ** 2)",
+        "pass",
+        "tests/training/test_cpu.py",
+    ),
+    Mutation(
         "head seed ignored",
         "benchmark/training/build.py",
         "torch.manual_seed(recipe.seed)",
@@ -113,7 +134,7 @@ MUTATIONS = [
     Mutation(
         "positions not passed to the loss",
         "benchmark/training/step.py",
-        '"positions": batch["positions"],',
+        '"positions": positions,',
         "",
         f"{WIRING} tests/test_golden.py",
     ),
@@ -150,8 +171,8 @@ MUTATIONS = [
     Mutation(
         "cross-entropy over all pixels of the batch",
         "benchmark/models/linear_head.py",
-        "return losses / labelled",
-        "return losses / labelled.float().mean()",
+        "return losses / labelled\n",
+        "return losses / labelled.float().mean()\n",
         "tests/models/test_modeling.py",
     ),
     Mutation(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -117,3 +118,9 @@ def test_the_dataset_trains(run, tmp_path):
     run([*run.train, "--data.train", "example", "--data.val", "[example]", "--data.root", str(tmp_path)])
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert set(results["iou"]) == {"ground", "thing"} and results["labelled_share"] == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_each_mutation_changes_one_place():
+    mutations = runpy.run_path(str(ROOT / "tests" / "mutations.py"))["MUTATIONS"]
+    counts = {mutation.what: (ROOT / mutation.file).read_text().count(mutation.old) for mutation in mutations}
+    assert counts == dict.fromkeys(counts, 1)

@@ -26,9 +26,12 @@ train:
    eval_batch_size: 16, log_every: 1, checkpoint_every: 3}
 """
 RUNS = {"linear": [], "mask2former": ["--model.head", "mask2former", "--model.mask2former.num_points", "256"]}
-# The loss is a float32 sum, and a step at most quadruples its relative difference: between processors with and without
-# AVX-512 it was 0, 3e-7, 7e-6, 2e-6, 7e-5 and 2e-4. A score moves where a pixel's two largest logits are all but equal.
-LOSS_TOLERANCES, SCORE_TOLERANCE = [2e-6 * 4**step for step in range(6)], 2e-3
+# Relative, of the loss at each step; what rounding changes grows with the steps. Mask2Former's is chaotic, because the
+# size of AdamW's first steps does not depend on the gradient's, whose sign may be rounding: between processors with and
+# without AVX-512 it was 0, 4e-7, 7e-6, 4e-6, 7e-5 and 2e-4, between flash attention and whole matrices 0, 5e-6, 7e-5,
+# 7e-5, 5e-4 and 3e-4. A score moves where a pixel's two largest logits are all but equal.
+LOSS_TOLERANCES = {"linear": [2e-6 * 4**step for step in range(6)], "mask2former": [2e-6, 2e-5, 2e-4, 2e-4, 1e-3, 1e-3]}
+SCORE_TOLERANCE = 2e-3
 
 
 def numbers(name: str, folder: Path, cache_dir: Path) -> dict:
@@ -58,7 +61,7 @@ def test_a_short_run_gives_the_committed_numbers(name, tmp_path, cache_dir):
         if tag.startswith("val/"):
             assert found["metrics"][tag] == pytest.approx(values, abs=SCORE_TOLERANCE), tag
         else:
-            expected = [pytest.approx(value, rel=rel) for value, rel in zip(values, LOSS_TOLERANCES, strict=True)]
+            expected = [pytest.approx(value, rel=rel) for value, rel in zip(values, LOSS_TOLERANCES[name], strict=True)]
             assert found["metrics"][tag] == expected, tag
     assert found["results"]["parameters"] == golden["results"]["parameters"]
     for key in ("mean_iou", "pixel_accuracy", "iou"):

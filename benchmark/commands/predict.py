@@ -8,6 +8,7 @@ could not be read.
 """
 
 import gc
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -84,6 +85,7 @@ def predict(
     from benchmark.export.onnx_model import OnnxModel, load_any
     from benchmark.models.windows import label_map
     from benchmark.prediction.outputs import Outputs
+    from benchmark.training.cpu import set_up_cpu
     from data_scripts.labels import default_colors
 
     transformers.utils.logging.disable_progress_bar()
@@ -92,6 +94,8 @@ def predict(
     if isinstance(model, OnnxModel) and precision != "fp32":
         raise UserError("An ONNX file has the precision of its export: leave out --precision.")
     config = model.config
+    if where.type == "cpu":
+        set_up_cpu(precision, math.prod(config.crop_size) // config.patch_size**2)
     classes = [config.id2label[c] for c in range(config.num_labels)]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     unreadable: dict[str, str] = {}

@@ -1,9 +1,7 @@
 """The processes of a run: how they start, and what they agree on."""
 
-import ctypes
 import os
 import platform
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -29,13 +27,13 @@ from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.tracking import check_trackers
+from benchmark.training.cpu import set_up_cpu
 from benchmark.training.memory import plan_without_trial
 from data_scripts.tables import format_table
 
 Result = TypeVar("Result")
 # Collectives on the device wait longer than the agreement of `preemption`, because they end the process silently.
 COLLECTIVE_TIMEOUT = timedelta(minutes=40)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MOST_WORKERS = 16  # each holds batches in shared memory
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables of accelerate's and torch's launchers
 
@@ -51,7 +49,8 @@ def start_processes(recipe: Recipe) -> Accelerator:
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32 on a CPU.")
     if on_cpu:
         torch.set_num_threads(num_threads())
-        keep_freed_memory()
+        height, width = recipe.data.crop
+        set_up_cpu(recipe.train.precision, height * width // int(recipe.model.patch_size) ** 2)
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when the device is first used
         # Without warn_only, under which attention would stay as it is.
@@ -106,18 +105,6 @@ def is_launched() -> bool:
 def num_cores() -> int:
     """The cores that this process may use: its affinity, and its container's quota (control groups 1 and 2)."""
     return joblib.cpu_count()
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc (`man mallopt`).
-
-    By default large tensors' memory is returned to the system, and each of its pages is zeroed again when the next
-    tensor is made: a few per cent of a training step and a quarter of what label maps take on a CPU.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def num_threads() -> int:

@@ -19,6 +19,7 @@ from benchmark.evaluation.loop import evaluate
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.model_folder import save_model
+from benchmark.training.cpu import multiply_with_onednn
 
 CLASSES = ["dark", "green", "bright", "far", "near"]
 PIPELINE = """
@@ -127,8 +128,10 @@ def test_loading_needs_timm_and_transformers_and_their_dependencies(folders):
     assert asked - set(sys.stdlib_module_names) == {"timm", "transformers", "torch", "numpy", "PIL"}
 
 
-def test_a_windows_logits_do_not_depend_on_its_batch(folders):
+@pytest.mark.parametrize("set_up", [lambda: None, lambda: multiply_with_onednn(tokens=1)])
+def test_a_windows_logits_do_not_depend_on_its_batch(folders, set_up):
     """In fp32, whatever kernels the shape of a batch would choose."""
+    set_up()
     for folder in folders:
         model = SegmentationModel.from_pretrained(folder).eval()
         pixel_values = torch.randn(5, 3, 48, 64)
