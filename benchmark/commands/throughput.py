@@ -86,6 +86,8 @@ def measure_train(recipe: Recipe, steps: int, profile: str | None) -> None:
     if not PartialState().is_main_process:
         return
     split = {f"s/step, {part}": f"{seconds:.3f}" for part, seconds in measured["split"].items()}
+    memory = {f"GiB, {part}": f"{most / 2**30:.2f}" for part, most in (measured["memory_split"] or {}).items()}
+    energy = measured["kilowatt_hours"]
     _print(
         f"Training steps of {_describe(recipe)}",
         {
@@ -96,8 +98,11 @@ def measure_train(recipe: Recipe, steps: int, profile: str | None) -> None:
             **split,
             "TFLOP/s": f"{measured['tflops']:.3f}",
             "of a matrix product's": f"{measured['matrix_share']:.0%}",
+            "attention": ", ".join(measured["attention"]) or "whole matrices",
             "hours of the whole training": f"{measured['hours']:.2f}",
+            **({"kWh of the whole training": f"{energy:.2f}"} if energy else {}),
             "peak memory, GiB": f"{measured['peak_memory_bytes'] / 2**30:.2f}",
+            **memory,
             "device": measured["device"],
         },
         measured,

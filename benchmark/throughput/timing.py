@@ -1,7 +1,9 @@
 """Times that can be compared on a busy machine: in turns, the clock beside CPU time, medians and spread."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +40,30 @@ def now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were in use since the last call: on a GPU by tensors, else resident, where Linux tells."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    try:
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is resident now
+    except OSError:
+        return None
+    return int(peak[1]) * 1024 if peak else None
+
+
+def power(device: torch.device) -> float | None:
+    """Watts that the GPU draws now, None where there is none or NVIDIA's library for Python (nvidia-ml-py) is not."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.power_draw(device) / 1000
+    except Exception:  # the library is not there, or the driver does not tell
+        return None
 
 
 def time_in_turns(parts: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Timing]:

@@ -7,6 +7,7 @@ the images are synthetic, the same ones in every step, so that nothing waits for
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -16,14 +17,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import default_collate
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmark.data.loaders import copied_ahead
 from benchmark.data.transforms import THUMBNAIL_SIZE, draw_jitter
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Augment, Recipe
 from benchmark.reporting.results import describe_machine
-from benchmark.throughput.timing import matrix_product, now, time_in_turns
+from benchmark.throughput.arithmetic import Arithmetic, count
+from benchmark.throughput.timing import matrix_product, now, peak_memory, power, time_in_turns
 from benchmark.training.build import build_step, model_config
 from benchmark.training.launch import start_processes
 from benchmark.training.lora import add_adapters
@@ -47,24 +48,26 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
         Medians of a step and what follows from them: images_per_second (over all processes), seconds_per_step,
         cpu_seconds_per_step, spread (between quartiles, as a share of the median), tflops (of a process: the
         floating-point operations of a step's products, over its seconds), matrix_tflops (of the product),
-        matrix_share, hours (of the recipe's training, without evaluations), split (seconds of a step by `PARTS`,
-        measured in `SPLIT_STEPS` steps that wait for the device after each part); steps, global_batch_size; and of
-        this process peak_memory_bytes (allocated on the GPU since its start, without one the process's resident set)
-        and device.
+        matrix_share, hours (of the recipe's training, without evaluations), kilowatt_hours (of them, on one GPU; None
+        where it does not tell), split (seconds of a step by `PARTS`, measured in `SPLIT_STEPS` steps that wait for the
+        device after each part), memory_split (the most bytes that were in use in each part, None where the system does
+        not tell); steps, global_batch_size; attention (the kernels); and of this process peak_memory_bytes (allocated
+        on the GPU since its start, without one the process's resident set) and device.
     """
     hours = recipe.train.steps / 3600
     recipe = replace(recipe, train=replace(recipe.train, steps=1 + WARM_UP_STEPS + steps + SPLIT_STEPS + 2))
     accelerator = start_processes(recipe)
     device = accelerator.device
     numbers = itertools.count(1)
-    flops = _flops_of_an_image(recipe, accelerator) * recipe.train.global_batch_size // accelerator.num_processes
+    of_an_image = _count_an_image(recipe, accelerator)
+    flops = of_an_image.flops * recipe.train.global_batch_size // accelerator.num_processes
     step, batches = _build(recipe, accelerator)
     for _ in range(WARM_UP_STEPS):
         step(next(numbers), batches)
     product, operations = matrix_product(device, recipe.train.precision)
     timings = time_in_turns({"step": lambda: step(next(numbers), batches), "matrix": product}, steps, device)
     machine = describe_machine(accelerator)
-    split = _split(step, batches, numbers)
+    split, memory, watts = _split(step, batches, numbers)
     if profile and accelerator.is_main_process:
         with torch.profiler.profile() as trace:
             step(next(numbers), batches), step(next(numbers), batches)
@@ -80,26 +83,28 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
         "matrix_tflops": rate / 1e12,
         "matrix_share": flops / seconds / rate,
         "hours": hours * seconds,
+        "kilowatt_hours": hours * seconds * watts / 1000 if watts else None,
         "split": split,
+        "memory_split": memory,
+        "attention": of_an_image.attention,
         "steps": steps,
         "global_batch_size": int(recipe.train.global_batch_size),
         **{key: machine[key] for key in ("peak_memory_bytes", "world_size", "device")},
     }
 
 
-def _flops_of_an_image(recipe: Recipe, accelerator: Accelerator) -> int:
-    """The floating-point operations of the products in a step, for each image; it leaves no memory taken."""
+def _count_an_image(recipe: Recipe, accelerator: Accelerator) -> Arithmetic:
+    """The arithmetic of a step, for each image; it leaves no memory taken."""
     # What is compiled or captured is not counted.
     single = {"global_batch_size": accelerator.num_processes, "micro_batch_size": 1}
     settings = replace(recipe.train, compile=False, cuda_graph=False, **single)
     step, batches = _build(replace(recipe, train=settings), accelerator)
-    with FlopCounterMode(display=False) as counter:
-        step(1, batches)
+    arithmetic = count(partial(step, 1, batches))
     del step, batches
     accelerator.free_memory()
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-    return counter.get_total_flops()
+    return arithmetic
 
 
 def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dict[str, Tensor]]]:
@@ -120,15 +125,20 @@ def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dic
     return step, copied_ahead(itertools.repeat(batch), accelerator.device)
 
 
-def _split(step: Step, batches: Iterator[dict[str, Tensor]], numbers: Iterator[int]) -> dict[str, float]:
-    """Seconds of a step that go into each of `PARTS`: the mean of a few steps."""
+def _split(
+    step: Step, batches: Iterator[dict[str, Tensor]], numbers: Iterator[int]
+) -> tuple[dict[str, float], dict[str, int] | None, float | None]:
+    """By `PARTS` the seconds of a step, which are the mean of a few steps, and the most bytes in use; and the watts."""
     device, head, backward = step.accelerator.device, step.unwrapped_model().head, step.accelerator.backward
-    spent, last = dict.fromkeys(PARTS, 0.0), now(device)
+    spent, most = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0)
+    peak_memory(device)
+    last, watts = now(device), []
 
     def mark(part: str) -> None:
         nonlocal last
-        last, before = now(device), last
-        spent[part] += last - before
+        spent[part] += now(device) - last
+        most[part] = max(most[part], peak_memory(device) or 0)
+        last = now(device)
 
     def marked(function: Callable, before: str | None = None, after: str | None = None) -> Callable:
         def call(*args, **kwargs):
@@ -152,9 +162,12 @@ def _split(step: Step, batches: Iterator[dict[str, Tensor]], numbers: Iterator[i
         for _ in range(SPLIT_STEPS):
             step(next(numbers), batches)
             mark("optimizer")
+            watts.append(power(device))
     for hook in hooks:
         hook.remove()
-    return {part: seconds / SPLIT_STEPS for part, seconds in spent.items()}
+    told = [draw for draw in watts if draw is not None]
+    split = {part: seconds / SPLIT_STEPS for part, seconds in spent.items()}
+    return split, most if all(most.values()) else None, sum(told) / len(told) if told else None
 
 
 def synthetic_batch(batch_size: int, crop_size: tuple[int, int], num_classes: int) -> dict[str, Tensor]:

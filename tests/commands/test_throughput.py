@@ -1,7 +1,11 @@
 import json
+import mmap
+import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmark.commands import throughput
@@ -10,7 +14,8 @@ from benchmark.data.loaders import training_loader
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.recipe.parser import load_recipe
-from benchmark.throughput.timing import Timing, time_in_turns
+from benchmark.throughput.arithmetic import count
+from benchmark.throughput.timing import Timing, peak_memory, time_in_turns
 from benchmark.throughput.train import CLASSES_PER_IMAGE, PARTS, SPLIT_STEPS, measure, synthetic_batch
 from data_scripts.preparation import prepare
 
@@ -32,6 +37,10 @@ def test_train_makes_the_steps_it_is_asked_for_and_leaves_nothing(tiny, tmp_path
     assert measured["steps"] == 2 and measured["world_size"] == 1
     assert measured["images_per_second"] * measured["seconds_per_step"] == pytest.approx(measured["global_batch_size"])
     assert measured["peak_memory_bytes"] > 2**20
+    if sys.platform == "linux":
+        assert set(measured["memory_split"]) == set(PARTS)
+        assert all(2**20 < most <= measured["peak_memory_bytes"] * 1.1 for most in measured["memory_split"].values())
+    assert measured["kilowatt_hours"] is None  # of a CPU nobody tells
     assert not (tmp_path / "run").exists()
 
 
@@ -65,6 +74,36 @@ def test_a_steps_operations_are_those_of_its_layers(tiny):
     width, depth, tokens, images = 64, 6, (128 // 16) ** 2 + 1, 2
     products = 2 * images * depth * (12 * width**2 * tokens + 2 * tokens**2 * width)
     assert measured["tflops"] * measured["seconds_per_step"] * 1e12 == pytest.approx(3 * products, rel=0.2)
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
+def test_attention_counts_as_its_two_products_and_their_gradients(backend):
+    query, key, value = (torch.randn(2, 3, tokens, 32, requires_grad=True) for tokens in (10, 20, 20))
+    with sdpa_kernel(backend):
+        counted = count(lambda: F.scaled_dot_product_attention(query, key, value).sum().backward())
+    assert counted.flops == 3 * 2 * (2 * 3 * 10 * 20) * (32 + 32)
+    assert counted.attention == ([] if backend == SDPBackend.MATH else ["flash_attention_for_cpu"])
+
+
+def test_peak_memory_is_that_since_the_last_call():
+    device = torch.device("cpu")
+    if peak_memory(device) is None:
+        pytest.skip("this system does not tell")
+    before = peak_memory(device)
+    with mmap.mmap(-1, 2**28) as pages:
+        pages.write(bytes(2**28))
+    peak_memory(device)
+    assert peak_memory(device) - before < 2**27  # it has been freed, and what it was has been told
+    with mmap.mmap(-1, 2**28) as pages:
+        pages.write(b"1" * 2**28)
+    assert peak_memory(device) - before > 2**27
+
+
+def test_energy_is_that_of_the_hours(tiny, monkeypatch):
+    watts = iter([100, 200, 600])
+    monkeypatch.setattr("benchmark.throughput.train.power", lambda device: next(watts))
+    measured = measure(load_recipe([tiny[1]], tiny[2:]), steps=1)
+    assert measured["kilowatt_hours"] == pytest.approx(measured["hours"] * 0.3)
 
 
 def test_a_trace_is_written_on_request(tiny, tmp_path):
