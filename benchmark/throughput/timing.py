@@ -1,9 +1,7 @@
 """Times that can be compared on a busy machine: in turns, the clock beside CPU time, medians and spread."""
 
-import re
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -43,17 +41,12 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that were in use since the last call: on a GPU by tensors, else resident, where Linux tells."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak
-    try:
-        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is resident now
-    except OSError:
+    """The most bytes that tensors took on the GPU since the last call; None on a CPU, which keeps what is freed."""
+    if device.type != "cuda":
         return None
-    return int(peak[1]) * 1024 if peak else None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 
 def power(device: torch.device) -> float | None:

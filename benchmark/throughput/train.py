@@ -50,9 +50,9 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
         floating-point operations of a step's products, over its seconds), matrix_tflops (of the product),
         matrix_share, hours (of the recipe's training, without evaluations), kilowatt_hours (of them, on one GPU; None
         where it does not tell), split (seconds of a step by `PARTS`, measured in `SPLIT_STEPS` steps that wait for the
-        device after each part), memory_split (the most bytes that were in use in each part, None where the system does
-        not tell); steps, global_batch_size; attention (the kernels); and of this process peak_memory_bytes (allocated
-        on the GPU since its start, without one the process's resident set) and device.
+        device after each part), memory_split (the most bytes that tensors took in each part; None on a CPU); steps,
+        global_batch_size; attention (the kernels); and of this process peak_memory_bytes (allocated on the GPU since
+        its start, without one the process's resident set) and device.
     """
     hours = recipe.train.steps / 3600
     recipe = replace(recipe, train=replace(recipe.train, steps=1 + WARM_UP_STEPS + steps + SPLIT_STEPS + 2))

@@ -1,6 +1,5 @@
+import itertools
 import json
-import mmap
-import sys
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.recipe.parser import load_recipe
 from benchmark.throughput.arithmetic import count
-from benchmark.throughput.timing import Timing, peak_memory, time_in_turns
+from benchmark.throughput.timing import Timing, time_in_turns
 from benchmark.throughput.train import CLASSES_PER_IMAGE, PARTS, SPLIT_STEPS, measure, synthetic_batch
 from data_scripts.preparation import prepare
 
@@ -37,10 +36,7 @@ def test_train_makes_the_steps_it_is_asked_for_and_leaves_nothing(tiny, tmp_path
     assert measured["steps"] == 2 and measured["world_size"] == 1
     assert measured["images_per_second"] * measured["seconds_per_step"] == pytest.approx(measured["global_batch_size"])
     assert measured["peak_memory_bytes"] > 2**20
-    if sys.platform == "linux":
-        assert set(measured["memory_split"]) == set(PARTS)
-        assert all(2**20 < most <= measured["peak_memory_bytes"] * 1.1 for most in measured["memory_split"].values())
-    assert measured["kilowatt_hours"] is None  # of a CPU nobody tells
+    assert measured["memory_split"] is None and measured["kilowatt_hours"] is None  # of a CPU nobody tells
     assert not (tmp_path / "run").exists()
 
 
@@ -85,18 +81,12 @@ def test_attention_counts_as_its_two_products_and_their_gradients(backend):
     assert counted.attention == ([] if backend == SDPBackend.MATH else ["flash_attention_for_cpu"])
 
 
-def test_peak_memory_is_that_since_the_last_call():
-    device = torch.device("cpu")
-    if peak_memory(device) is None:
-        pytest.skip("this system does not tell")
-    before = peak_memory(device)
-    with mmap.mmap(-1, 2**28) as pages:
-        pages.write(bytes(2**28))
-    peak_memory(device)
-    assert peak_memory(device) - before < 2**27  # it has been freed, and what it was has been told
-    with mmap.mmap(-1, 2**28) as pages:
-        pages.write(b"1" * 2**28)
-    assert peak_memory(device) - before > 2**27
+def test_each_part_has_the_most_memory_of_its_steps(tiny, monkeypatch):
+    numbers = itertools.count()
+    monkeypatch.setattr("benchmark.throughput.train.peak_memory", lambda device: next(numbers))
+    measured = measure(load_recipe([tiny[1]], tiny[2:]), steps=1)
+    first = (SPLIT_STEPS - 1) * len(PARTS) + 1  # the call before the first part empties what was
+    assert measured["memory_split"] == dict(zip(PARTS, itertools.count(first), strict=False))
 
 
 def test_energy_is_that_of_the_hours(tiny, monkeypatch):
