@@ -167,7 +167,7 @@ def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("head", "compared"), [("linear", 5), ("mask2former", 1), pytest.param("eomt", 1, marks=pytest.mark.slow)]
+    ("head", "compared"), [("linear", 5), ("mask2former", 1), ("eomt", 1)]
 )
 def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path, head, compared):
     """4 images at once, one by one, and by two processes: the same samples, the same step."""
