@@ -74,13 +74,14 @@ def evaluate(model: SegmentationModel | OnnxModel, folder: Path, recipe: Recipe,
     from benchmark.reporting import results
     from benchmark.reporting.run_folder import RESULTS, find_in_run, read_results
     from benchmark.training import build, launch
+    from benchmark.training.datasets import prepare_datasets
 
     accelerator = launch.start_processes(recipe)
     exported = isinstance(model, OnnxModel)
     model.to(accelerator.device)
     if recipe.train.compile and not exported:
         model.compile_blocks()
-    datasets = build.prepare_datasets(recipe, accelerator, names=recipe.data.val)
+    datasets = prepare_datasets(recipe, accelerator, names=recipe.data.val)
     for name, dataset in datasets.items():
         if list(dataset.classes) != list(model.config.id2label.values()):
             raise UserError(

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def prepare(recipe: Recipe) -> None:
     """Build the datasets of a recipe and print what is in them."""
-    from benchmark.training.build import check_sizes, prepare_dataset
+    from benchmark.training.datasets import check_sizes, prepare_dataset
     from data_scripts.report import format_report
 
     for name in dict.fromkeys([recipe.data.train, *recipe.data.val]):

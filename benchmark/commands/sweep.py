@@ -101,7 +101,7 @@ def prepare(cells: Sequence[Cell]) -> dict[Cell, str]:
     """Build the datasets and fetch the weights of all runs, once; what is wrong with those that cannot start."""
     from accelerate import PartialState
 
-    from benchmark.training.build import prepare_datasets
+    from benchmark.training.datasets import prepare_datasets
     from benchmark.training.init_from import fetch_weights
 
     done: dict[str, str | None] = {}

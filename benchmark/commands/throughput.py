@@ -65,7 +65,7 @@ def measure_loss() -> None:
 
 def measure_data(recipe: Recipe, seconds: float) -> None:
     from benchmark.throughput.data import PARTS, measure
-    from benchmark.training.build import prepare_dataset
+    from benchmark.training.datasets import prepare_dataset
 
     split = prepare_dataset(recipe, recipe.data.train).splits["train"]
     measured = measure(split, crop_size=recipe.data.crop, seed=recipe.seed, augment=recipe.augment, seconds=seconds)

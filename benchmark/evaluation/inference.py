@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmark.models import modeling
 from benchmark.models.errors import ModelError
+from benchmark.models.sizes import num_windows
 from benchmark.models.windows import (
     WindowLogits,
     label_map,
     normalize,
-    num_windows,
     resize_to_cover,
     rgb_tensor,
     split_windows,

@@ -9,7 +9,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration import SegmentationConfig
 from .modeling import window_logits
-from .windows import cover_size, label_map, normalize, resize_to_cover, rgb_tensor, split_windows, window_origins
+from .sizes import cover_size
+from .windows import label_map, normalize, resize_to_cover, rgb_tensor, split_windows, window_origins
 
 
 class SegmentationImageProcessor(BaseImageProcessor):

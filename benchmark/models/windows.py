@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import ModelError
+from .sizes import MAX_WINDOWS, cover_size, num_windows
 from .upsampling import upsampled_rows
 
 IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of PIL: 8 bits a channel, or fewer
 IGNORE_INDEX = 255  # in label maps: no label
-MAX_WINDOWS = 64  # of one image; their logits for 150 classes at 512x512 take 10 GB
 # Logits of a band that are made at once: what a CPU's cache holds, and what keeps a GPU busy.
 CPU_ELEMENTS, GPU_ELEMENTS = 2**22, 2**26
 
@@ -47,18 +47,6 @@ def rgb_tensor(image: Image.Image | np.ndarray) -> Tensor:
             "bits a channel."
         )
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def cover_size(size: Sequence[int], crop_size: Sequence[int]) -> tuple[int, int]:
-    """Height and width at which an image of `size` just covers the crop, its aspect ratio kept."""
-    factor = max(crop / length for crop, length in zip(crop_size, size, strict=True))
-    return round(size[0] * factor), round(size[1] * factor)
-
-
-def num_windows(size: Sequence[int], crop_size: Sequence[int]) -> int:
-    """How many windows an image of `size` has."""
-    cover = cover_size(size, crop_size)
-    return math.prod(math.ceil(length / crop) for length, crop in zip(cover, crop_size, strict=True))
 
 
 def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:

@@ -18,7 +18,6 @@ from benchmark.models.encoder import encoder_defaults
 from benchmark.models.encoder_checkpoint import load_encoder_weights
 from benchmark.models.linear_head import inverse_frequencies
 from benchmark.models.modeling import SegmentationModel, parameter_counts
-from benchmark.models.windows import MAX_WINDOWS, num_windows
 from benchmark.recipe.identity import identity, protocol, public
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.hub import Pusher
@@ -28,58 +27,14 @@ from benchmark.reporting.run_folder import RunFolder
 from benchmark.training.checkpoint import Progress
 from benchmark.training.cuda_graph import capture_passes
 from benchmark.training.init_from import start_from
-from benchmark.training.launch import num_cores, num_workers
+from benchmark.training.launch import num_workers
 from benchmark.training.lora import add_adapters
 from benchmark.training.memory import explain_out_of_memory, memory_advice, plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from benchmark.training.step import Step
-from data_scripts.preparation import PreparedDataset, class_names, prepare
+from data_scripts.preparation import PreparedDataset, class_names
 
 logger = logging.getLogger(__name__)
-
-
-def prepare_datasets(
-    recipe: Recipe, accelerator: Accelerator, names: Sequence[str] | None = None
-) -> dict[str, PreparedDataset]:
-    """The datasets that the recipe names; the machine's first process builds what is missing, the others wait."""
-    names = list(dict.fromkeys(names or [recipe.data.train, *recipe.data.val]))
-    with accelerator.local_main_process_first():
-        datasets = {name: prepare_dataset(recipe, name) for name in names}
-    for key, split, needed in (("train", "train", [recipe.data.train]), ("val", "validation", recipe.data.val)):
-        for name in names:
-            if name in needed and split not in datasets[name].splits:
-                raise UserError(f"The dataset {name} has no {split} split: name another one in data.{key}.")
-    for name in names:
-        if "validation" in datasets[name].splits:
-            check_sizes(datasets[name], recipe.data.crop)
-    classes = datasets[names[0]].classes
-    for name in names:
-        if datasets[name].classes != classes:
-            raise UserError(f"The dataset {name} has other classes than {names[0]}: name one that shares them.")
-    return datasets
-
-
-def check_sizes(dataset: PreparedDataset, crop_size: tuple[int, int]) -> None:
-    """Raise UserError where an evaluation would refuse an image: before hours of training, and not after them."""
-    for height, width, name in dataset.report["splits"]["validation"]["extremes"].values():
-        if num_windows((height, width), crop_size) > MAX_WINDOWS:
-            raise UserError(
-                f"{name}, an image of {width}x{height} pixels in the validation split of {dataset.name}, is too long "
-                f"and narrow for windows of {crop_size[1]}x{crop_size[0]}: cut it into pieces, or remove it."
-            )
-
-
-def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
-    """Build one dataset, or find it built."""
-    data = recipe.data
-    return prepare(
-        name,
-        root=data.root,
-        cache_dir=data.cache_dir,
-        allow_partial=data.allow_partial,
-        num_proc=num_cores(),
-        custom=asdict(data.custom),
-    )
 
 
 def model_config(

@@ -24,6 +24,7 @@ from benchmark.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from benchmark.training.datasets import prepare_datasets
 from benchmark.training.launch import describe_processes, num_workers, on_main_process, start_processes
 from benchmark.training.losses import Losses
 from benchmark.training.memory import explain_out_of_memory, plan_steps
@@ -52,7 +53,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     build.check_model(recipe)
     pusher = build.build_pusher(recipe, accelerator, folder)
     with closing(folder), Preemption(accelerator, folder / PREEMPTED) as preemption:
-        datasets = build.prepare_datasets(recipe, accelerator)
+        datasets = prepare_datasets(recipe, accelerator)
         say = folder.say if accelerator.is_main_process else lambda text: None
         say("\n\n".join(f"{name}\n{format_report(dataset)}" for name, dataset in datasets.items()))
         checkpoint = find_checkpoint(folder / CHECKPOINTS, accelerator, identity_hash(recipe))
@@ -237,7 +238,7 @@ def check_data(recipe: Recipe, accelerator: Accelerator, folder: RunFolder, resu
         UserError: a dataset is not the one that was trained or scored on.
     """
     try:
-        datasets = build.prepare_datasets(recipe, accelerator)
+        datasets = prepare_datasets(recipe, accelerator)
     except (DatasetError, UserError) as error:
         accelerator.print(f"The data of {folder} could not be compared: {error}")
         return

@@ -1,13 +1,15 @@
 """From folders as people have them to a recipe that trains at once."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import yaml
-from launching import parse
+from launching import ROOT, parse
 from PIL import Image
 
 from benchmark.__main__ import main
@@ -268,3 +270,10 @@ def test_each_command_lists_the_keys_that_it_uses(capsys):
         assert there in text and absent not in text
         keys = [number for number, line in enumerate(text.splitlines()) if line.startswith("  --") and "(def" in line]
         assert all(text.splitlines()[number + 1].startswith("      ") for number in keys)  # its meaning
+
+
+def test_no_large_library_is_imported_for_a_dataset(tiny):
+    """torch alone takes longer than all of the rest."""
+    code = f"import sys, benchmark.__main__ as b; b.main(['prepare', *{tiny[:4]!r}]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "shapes: " in done.stdout and done.stdout.splitlines()[-1] == "False"

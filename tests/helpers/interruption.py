@@ -129,7 +129,8 @@ def interrupt_at(interruption: Interruption) -> None:
 
     from benchmark.evaluation import mean_iou
     from benchmark.reporting import run_folder, tracking
-    from benchmark.training import build, checkpoint
+    from benchmark.training import checkpoint
+    from benchmark.training import datasets as training_datasets
 
     seen = 0
 
@@ -161,7 +162,7 @@ def interrupt_at(interruption: Interruption) -> None:
     if interruption.event == "write":
         run_folder.write_durably = write_half_way
     elif interruption.event == "dataset":
-        around(build, "prepare_dataset", before=True)
+        around(training_datasets, "prepare_dataset", before=True)
     elif interruption.event == "step":
         around(torch.optim.AdamW, "step")
     elif interruption.event == "evaluate":

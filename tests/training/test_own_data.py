@@ -20,7 +20,7 @@ from benchmark.data.loaders import training_loader
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.reporting.run_folder import read_results
-from benchmark.training import build
+from benchmark.training.datasets import prepare_dataset
 from benchmark.training.loop import train
 from data_scripts.errors import DatasetError
 
@@ -138,7 +138,7 @@ def read_all(flags, say) -> None:
     """In a process of its own, which a damaged file may crash: prepare the data and read every row."""
     try:
         recipe = parse(flags)
-        split = build.prepare_dataset(recipe, "folder").splits["train"]
+        split = prepare_dataset(recipe, "folder").splits["train"]
         plan = StepPlan(6, 1, 6)
         options = {"rank": 0, "start_step": 0, "steps": 1, "crop_size": (64, 64), "seed": 0, "num_workers": 0}
         say.put("".join(str(batch["positions"].tolist()) for batch in training_loader(split, plan=plan, **options)))
@@ -150,7 +150,7 @@ def read_all(flags, say) -> None:
 def test_a_flipped_bit_of_the_prepared_data_is_a_sentence(own, tmp_path, flips):
     """Wherever it is in the Arrow file: in a row, an offset, or the file's own structure."""
     flags = [*own, "--data.cache_dir", str(tmp_path / "cache")]
-    assert build.prepare_dataset(parse(flags), "folder")
+    assert prepare_dataset(parse(flags), "folder")
     context = multiprocessing.get_context("fork")
     file = next((tmp_path / "cache").rglob("*-train*.arrow"))
     data, found = file.read_bytes(), []

@@ -24,7 +24,8 @@ from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.errors import ModelError
 from benchmark.models.linear_head import upsampled_cross_entropy
 from benchmark.models.modeling import SegmentationModel
-from benchmark.training.build import build_model, check_model, prepare_datasets
+from benchmark.training.build import build_model, check_model
+from benchmark.training.datasets import prepare_datasets
 from benchmark.training.launch import start_processes
 from benchmark.training.loop import train
 from benchmark.training.memory import largest_micro_batch, plan_without_trial
@@ -166,9 +167,7 @@ def test_a_run_on_ones_own_images_resumes(tiny, tmp_path, capsys):
     assert train(again)["dataset_fingerprint"] == results["dataset_fingerprint"]
 
 
-@pytest.mark.parametrize(
-    ("head", "compared"), [("linear", 5), ("mask2former", 1), ("eomt", 1)]
-)
+@pytest.mark.parametrize(("head", "compared"), [("linear", 5), ("mask2former", 1), ("eomt", 1)])
 def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path, head, compared):
     """4 images at once, one by one, and by two processes: the same samples, the same step."""
     gradients, losses = {}, {}
@@ -182,7 +181,8 @@ def test_the_split_of_a_step_changes_neither_gradients_nor_losses(tiny, tmp_path
         assert run([*flags, *options], log, processes, end, environment) == [75] * processes, log.read_text()
         assert f"{processes} process(es) x {4 // processes // micro_batch} accumulated" in log.read_text()
         gradients[name] = torch.load(tmp_path / f"{name}.pt")
-        losses[name] = [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
+        logged = [line["train/loss"] for line in metrics(folder) if "train/loss" in line]
+        losses[name] = logged[:compared]  # a signal may be noticed a step later
     largest = max(gradient.abs().max() for gradient in gradients["at once"])
     assert largest > 1e-3
     for name in ("one by one", "two processes"):
@@ -211,7 +211,7 @@ def test_training_learns(tiny, tmp_path):
 
 def test_train_on_one_dataset_and_validate_on_another_reports_each_apart(tiny, tmp_path, monkeypatch, cache_dir):
     shapes = prepare("shapes", root="data", cache_dir=cache_dir)
-    monkeypatch.setattr("benchmark.training.build.prepare_dataset", lambda recipe, name: shapes)
+    monkeypatch.setattr("benchmark.training.datasets.prepare_dataset", lambda recipe, name: shapes)
     results = train(parse([*tiny, "--data.val", "[shapes, other]"]))
     assert results["datasets"].keys() == {"shapes", "other"}
     assert results["mean_iou"] == results["datasets"]["shapes"]["mean_iou"]
@@ -322,7 +322,7 @@ def test_other_training_data_are_refused_on_resume(tiny, tmp_path, monkeypatch):
     (tmp_path / "run/results.json").unlink()
     shapes = prepare_datasets(parse(tiny), Accelerator())["shapes"]
     other = dataclasses.replace(shapes, fingerprint=shapes.fingerprint | {"digest": "another"})
-    monkeypatch.setattr("benchmark.training.build.prepare_dataset", lambda recipe, name: other)
+    monkeypatch.setattr("benchmark.training.datasets.prepare_dataset", lambda recipe, name: other)
     with pytest.raises(UserError, match="was trained on other files of shapes"):
         train(parse(tiny))
 

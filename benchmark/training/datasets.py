@@ -1,0 +1,59 @@
+"""The datasets that a recipe names: built, or found built. It imports nothing large, as `prepare` needs nothing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import joblib
+
+from benchmark.errors import UserError
+from benchmark.models.sizes import MAX_WINDOWS, num_windows
+from benchmark.recipe.schema import Recipe
+from data_scripts.preparation import PreparedDataset, prepare
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def prepare_datasets(
+    recipe: Recipe, accelerator: "Accelerator", names: Sequence[str] | None = None
+) -> dict[str, PreparedDataset]:
+    """The datasets that the recipe names; the machine's first process builds what is missing, the others wait."""
+    names = list(dict.fromkeys(names or [recipe.data.train, *recipe.data.val]))
+    with accelerator.local_main_process_first():
+        datasets = {name: prepare_dataset(recipe, name) for name in names}
+    for key, split, needed in (("train", "train", [recipe.data.train]), ("val", "validation", recipe.data.val)):
+        for name in names:
+            if name in needed and split not in datasets[name].splits:
+                raise UserError(f"The dataset {name} has no {split} split: name another one in data.{key}.")
+    for name in names:
+        if "validation" in datasets[name].splits:
+            check_sizes(datasets[name], recipe.data.crop)
+    classes = datasets[names[0]].classes
+    for name in names:
+        if datasets[name].classes != classes:
+            raise UserError(f"The dataset {name} has other classes than {names[0]}: name one that shares them.")
+    return datasets
+
+
+def check_sizes(dataset: PreparedDataset, crop_size: tuple[int, int]) -> None:
+    """Raise UserError where an evaluation would refuse an image: before hours of training, and not after them."""
+    for height, width, name in dataset.report["splits"]["validation"]["extremes"].values():
+        if num_windows((height, width), crop_size) > MAX_WINDOWS:
+            raise UserError(
+                f"{name}, an image of {width}x{height} pixels in the validation split of {dataset.name}, is too long "
+                f"and narrow for windows of {crop_size[1]}x{crop_size[0]}: cut it into pieces, or remove it."
+            )
+
+
+def prepare_dataset(recipe: Recipe, name: str) -> PreparedDataset:
+    """Build one dataset, or find it built."""
+    data = recipe.data
+    return prepare(
+        name,
+        root=data.root,
+        cache_dir=data.cache_dir,
+        allow_partial=data.allow_partial,
+        num_proc=joblib.cpu_count(),
+        custom=asdict(data.custom),
+    )
