@@ -50,6 +50,20 @@ def test_a_containers_quota_and_the_affinity_bound_the_cores(version, quota, cor
     assert num_cores() == 1
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "1500"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_how(environment, expected, plain):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        plain.delenv(name, raising=False)
+    code = "import sys, os, benchmark; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(expected), "False"]  # before torch reads it
+
+
 def test_omp_num_threads_is_respected(plain):
     assert num_threads() == num_cores()
     plain.setenv("LOCAL_WORLD_SIZE", str(num_cores()))
