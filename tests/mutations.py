@@ -101,7 +101,7 @@ MUTATIONS = [
         WIRING,
     ),
     Mutation(
-        "leave to round stays",
+        "permission to round stays",
         "benchmark/training/cpu.py",
         "if not _multiplies_exactly():",
         "if False:",
@@ -117,7 +117,7 @@ MUTATIONS = [
     Mutation(
         "a run does not set its CPU up",
         "benchmark/training/launch.py",
-        "set_up_cpu(recipe.train.precision, height * width // int(recipe.model.patch_size) ** 2)",
+        "set_up_cpu(recipe.train.precision, recipe.data.crop, int(recipe.model.patch_size))",
         "pass",
         "tests/training/test_cpu.py",
     ),

@@ -8,7 +8,6 @@ could not be read.
 """
 
 import gc
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -82,20 +81,14 @@ def predict(
     from tqdm.auto import tqdm
 
     from benchmark.evaluation.inference import window_logits
-    from benchmark.export.onnx_model import OnnxModel, load_any
     from benchmark.models.windows import label_map
     from benchmark.prediction.outputs import Outputs
-    from benchmark.training.cpu import set_up_cpu
     from data_scripts.labels import default_colors
 
     transformers.utils.logging.disable_progress_bar()
     where = _device(device)
-    model, _ = load_any(model_name, where)
-    if isinstance(model, OnnxModel) and precision != "fp32":
-        raise UserError("An ONNX file has the precision of its export: leave out --precision.")
+    model = _load(model_name, where, precision)
     config = model.config
-    if where.type == "cpu":
-        set_up_cpu(precision, math.prod(config.crop_size) // config.patch_size**2)
     classes = [config.id2label[c] for c in range(config.num_labels)]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     unreadable: dict[str, str] = {}
@@ -124,6 +117,19 @@ def predict(
     print(_table_of_shares(classes, outputs.totals / outputs.count))
     print(f"Label maps, overlays and shares of {outputs.count} image(s) are in {output}.")
     return left_out
+
+
+def _load(model_name: str, device: Any, precision: str) -> Any:
+    """The model on its torch.device, which is set up for it where it is a CPU."""
+    from benchmark.export.onnx_model import OnnxModel, load_any
+    from benchmark.training.cpu import set_up_cpu
+
+    model, _ = load_any(model_name, device)
+    if isinstance(model, OnnxModel) and precision != "fp32":
+        raise UserError("An ONNX file has the precision of its export: leave out --precision.")
+    if device.type == "cpu":
+        set_up_cpu(precision, model.config.crop_size, model.config.patch_size)
+    return model
 
 
 def _table_of_shares(classes: Sequence[str], shares: Sequence[float]) -> str:

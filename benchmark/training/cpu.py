@@ -1,8 +1,10 @@
 """What a process on a CPU does better than PyTorch's defaults: memory, and products of matrices."""
 
 import ctypes
+import math
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,16 +13,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 FEW_TOKENS = 512  # up to which whole attention matrices are small beside the other activations
 
 
-def set_up_cpu(precision: str, tokens: int) -> None:
+def set_up_cpu(precision: str, crop_size: Sequence[int], patch_size: int) -> None:
     """Choose for this process how it keeps memory and, in fp32, how it multiplies matrices.
 
     Args:
         precision: fp32 or bf16.
-        tokens: of an image of the crop's size.
+        crop_size: (height, width) in pixels; with `patch_size` it says how many tokens an image has.
     """
     keep_freed_memory()
     if precision == "fp32" and _mkl_is_slow():
-        multiply_with_onednn(tokens)
+        multiply_with_onednn(tokens=math.prod(crop_size) // patch_size**2)
 
 
 def keep_freed_memory() -> None:
@@ -39,9 +41,9 @@ def multiply_with_onednn(tokens: int) -> None:
     """Let oneDNN multiply matrices of fp32, where it does so in fp32.
 
     PyTorch multiplies with MKL, which does not use AVX-512 on AMD's processors: there oneDNN is twice as fast. PyTorch
-    gives fp32 to oneDNN only with leave to round it to bf16, and oneDNN makes use of the leave only on processors with
-    AMX (its developer guide: "Floating-point math mode"). Because that may change, a product shows whether it does, and
-    the leave is taken back where it does.
+    gives fp32 to oneDNN only with permission to round it to bf16, which oneDNN uses on processors with AMX alone (its
+    developer guide: "Floating-point math mode"). Because that may change, a product shows whether it rounds, and the
+    permission is withdrawn where it does.
 
     Flash attention makes many small products, at which oneDNN is slow: for few tokens whole matrices take its place.
     """

@@ -1,4 +1,4 @@
-"""The datasets that a recipe names: built, or found built. It imports nothing large, as `prepare` needs nothing."""
+"""The datasets that a recipe names, built or found built; without torch, which `prepare` would wait for."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

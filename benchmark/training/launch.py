@@ -49,8 +49,7 @@ def start_processes(recipe: Recipe) -> Accelerator:
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32 on a CPU.")
     if on_cpu:
         torch.set_num_threads(num_threads())
-        height, width = recipe.data.crop
-        set_up_cpu(recipe.train.precision, height * width // int(recipe.model.patch_size) ** 2)
+        set_up_cpu(recipe.train.precision, recipe.data.crop, int(recipe.model.patch_size))
     if recipe.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when the device is first used
         # Without warn_only, under which attention would stay as it is.

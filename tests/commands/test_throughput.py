@@ -36,7 +36,7 @@ def test_train_makes_the_steps_it_is_asked_for_and_leaves_nothing(tiny, tmp_path
     assert measured["steps"] == 2 and measured["world_size"] == 1
     assert measured["images_per_second"] * measured["seconds_per_step"] == pytest.approx(measured["global_batch_size"])
     assert measured["peak_memory_bytes"] > 2**20
-    assert measured["memory_split"] is None and measured["kilowatt_hours"] is None  # of a CPU nobody tells
+    assert measured["memory_split"] is None and measured["kilowatt_hours"] is None  # not known of a CPU
     assert not (tmp_path / "run").exists()
 
 
