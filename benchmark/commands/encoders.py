@@ -4,16 +4,21 @@ List the encoders that have a recipe; with a pattern, every timm model it matche
 * or ? is matched with the whole name, any other one with a part of it: dinov3, 'vit_base_*'. Parameters are those that
 a segmentation model uses, so without a classifier; they, pixels and patch are given for the size of pretraining. GFLOPs
 are those of one image of 512x512 in patches of 16x16, 2 for each product and sum. The licence is what timm says of the
-weights; whether they are gated is asked of the Hub, and "?" where it cannot be reached.
+weights; whether they are gated is asked of the Hub, and "?" where it cannot be reached. What was worked out of timm's
+models is kept in HuggingFace's cache, for the versions that are installed.
 """
 
 import fnmatch
+import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
+from huggingface_hub.constants import HF_HOME
+from joblib import Memory
 from tqdm.auto import tqdm
 
 from benchmark.errors import UserError
@@ -22,7 +27,6 @@ from data_scripts.tables import format_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("recipes") / "encoders"
-
 
 FACTS = ("parameters", "pixels", "patch", "GFLOPs", "licence", "gated")
 
@@ -64,40 +68,67 @@ def with_recipe() -> list[Candidate]:
 
 def matching(pattern: str) -> list[Candidate]:
     """What matches: recipes first, then timm's other models; the tag of their weights tells the pretraining."""
-    import timm
-
     glob = pattern if set(pattern) & set("*?") else f"*{pattern}*"
     recipes = with_recipe()
     found = [c for c in recipes if any(fnmatch.fnmatch(name, glob) for name in (c.name, Path(c.recipe).stem))]
-    weights = timm.list_pretrained()
+    weights, models = kept(timm_names)
     trained = {name.partition(".")[0] for name in weights}
     others = [Candidate(name, "", name.partition(".")[2]) for name in weights]
-    others += [Candidate(name, "", "timm has no weights") for name in timm.list_models() if name not in trained]
+    others += [Candidate(name, "", "timm has no weights") for name in models if name not in trained]
     listed = {candidate.name for candidate in found}
     return found + [c for c in others if fnmatch.fnmatch(c.name, glob) and c.name not in listed]
 
 
 def known_encoders(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, tuple[str, ...]]]:
-    """Those that can be an encoder, each with its FACTS; no memory is taken for weights."""
+    """Those that can be an encoder, each with its FACTS."""
+    hub = Hub()
+    for candidate in candidates:
+        on_hub = candidate.name.startswith("hf-hub:")  # where it may change
+        if facts := (timm_facts(candidate.name) if on_hub else kept(timm_facts, candidate.name)):
+            *facts, repository = facts
+            yield candidate, (*facts, "-" if repository is None else hub.gated(repository))
+
+
+def kept(function: Callable, *arguments: str) -> Any:
+    """What the function returns, worked out once for the versions of timm and PyTorch and of the code."""
+    files = [Path(__file__), *sorted((ROOT / "benchmark" / "models").glob("*.py"))]
+    code = b"".join(file.read_bytes() for file in files)
+    versions = f"timm-{version('timm')}-torch-{version('torch')}-{hashlib.sha256(code).hexdigest()[:8]}"
+    try:
+        memory = Memory(Path(HF_HOME) / "vfm-segmentation-benchmark" / versions, verbose=0)
+    except OSError:  # read-only
+        return function(*arguments)
+    return memory.cache(function)(*arguments)
+
+
+def timm_names() -> tuple[list[str], list[str]]:
+    """Of timm's weights and of its models."""
     import timm
-    import torch
+
+    return timm.list_pretrained(), timm.list_models()
+
+
+def timm_facts(name: str) -> tuple[str, str, str, str, str, str | None] | None:
+    """FACTS but for the last, and the weights' repository on the Hub, None where there are none; None where the model
+    cannot be an encoder. No memory is taken for weights.
+    """
+    import timm
 
     from benchmark.models.encoder import Encoder, encoder_defaults
     from benchmark.models.errors import ModelError
+    from benchmark.models.meta import without_memory
     from benchmark.models.modeling import parameter_counts
 
-    hub = Hub()
-    for candidate in candidates:
-        try:
-            defaults = encoder_defaults(candidate.name)
-            with torch.device("meta"):
-                total, _ = parameter_counts(Encoder(candidate.name, defaults.img_size, defaults.patch_size))
-        except ModelError:  # no plain vision transformer
-            continue
-        cfg = timm.get_pretrained_cfg(candidate.name)
-        terms = ("-", "-") if cfg is None or not cfg.has_weights else (cfg.license or "-", hub.gated(cfg.hf_hub_id))
-        size = "x".join(map(str, defaults.img_size))
-        yield candidate, (f"{total:,}", size, str(defaults.patch_size), gflops(candidate.name), *terms)
+    try:
+        defaults = encoder_defaults(name)
+        with without_memory():
+            total, _ = parameter_counts(Encoder(name, defaults.img_size, defaults.patch_size))
+    except ModelError:  # no plain vision transformer
+        return None
+    cfg = timm.get_pretrained_cfg(name)
+    terms = ("-", None) if cfg is None or not cfg.has_weights else (cfg.license or "-", cfg.hf_hub_id or "")
+    size = "x".join(map(str, defaults.img_size))
+    return f"{total:,}", size, str(defaults.patch_size), gflops(name), *terms
 
 
 def gflops(name: str, size: int = 512, patch_size: int = 16) -> str:
@@ -106,9 +137,10 @@ def gflops(name: str, size: int = 512, patch_size: int = 16) -> str:
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmark.models.encoder import Encoder
+    from benchmark.models.meta import without_memory
 
     try:
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        with without_memory(), torch.no_grad(), FlopCounterMode(display=False) as counter:
             Encoder(name, (size, size), patch_size).eval()(torch.zeros(1, 3, size, size))
     except Exception:  # one that runs need not be one that can be counted
         return "-"

@@ -67,9 +67,8 @@ def check_recipe(asked: Recipe, config: SegmentationConfig, trained: Path | None
 
 def evaluate(model: SegmentationModel | OnnxModel, folder: Path, recipe: Recipe, output: str | None) -> dict:
     """Score the model as `recipe` says, print the table and return (and write to `output`) what results.json holds."""
-    import torch
-
     from benchmark.export.onnx_model import OnnxModel
+    from benchmark.models.meta import without_memory
     from benchmark.models.modeling import SegmentationModel, parameter_counts
     from benchmark.reporting import results
     from benchmark.reporting.run_folder import RESULTS, find_in_run, read_results
@@ -94,7 +93,7 @@ def evaluate(model: SegmentationModel | OnnxModel, folder: Path, recipe: Recipe,
 
     run = find_in_run(folder, RESULTS)
     trained = read_results(run) if run else {}
-    with torch.device("meta"):  # of a file, those of the model that it was made of
+    with without_memory():  # of a file, those of the model that it was made of
         total, trainable = parameter_counts(SegmentationModel(model.config) if exported else model)
     training = {
         **{key: trained.get(key) for key in ("step", "train_seconds", "images_per_second", "dataset_fingerprint")},

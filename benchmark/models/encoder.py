@@ -25,6 +25,7 @@ from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .meta import without_memory
 
 HUB = "hf-hub:"
 REASONS = {  # by the names of the exceptions, because what travels with a model imports nothing but timm and torch
@@ -216,13 +217,13 @@ def _native_timm_model(name: str) -> nn.Module:
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ModelError(f"timm knows no encoder {name!r}; did you mean {' or '.join(nearest) or 'another'}?")
-    with torch.device("meta"):
+    with without_memory():
         return timm.create_model(name, num_classes=0)
 
 
 def _native_hub_model(name: str, source: Mapping[str, Any], cfg: Mapping[str, Any] | None) -> nn.Module:
     try:
-        with torch.device("meta"):
+        with without_memory():
             return timm.create_model(
                 source["architecture"], pretrained_cfg=cfg, **{**source["model_args"], "num_classes": 0}
             )

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -12,6 +11,7 @@ from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.heads import HEADS
 from benchmark.models.image_processing import processor
+from benchmark.models.meta import without_memory
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.manifest import MANIFEST, Damaged, encode_manifest, entry, read_files, read_manifest
 from benchmark.reporting.run_folder import MODEL, publish_files, writing
@@ -23,7 +23,7 @@ def save_model(folder: Path, config: SegmentationConfig, weights: dict[str, Tens
     Args:
         weights: whole and unwrapped, on any device.
     """
-    with torch.device("meta"):  # no memory for its weights; FSDP has changed the class of the model that is trained
+    with without_memory():  # no memory for its weights; FSDP has changed the class of the model that is trained
         model = SegmentationModel(config)
     with writing(folder / MODEL):
         model.save_pretrained(folder, state_dict=dict(weights))  # a copy, which transformers empties while it writes

@@ -1,7 +1,7 @@
 """What a run reports while it trains and when it ends: logs and pictures, the results, pushes to the Hub."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -42,7 +42,8 @@ class Reporter:
     Args:
         progress: the run's own, read at each call.
         recipe: as it may be published, see `benchmark.recipe.identity.public`.
-        experiment: see `results.describe_experiment`.
+        experiment: returns what `results.describe_experiment` does; called when results are built, because it counts
+            the model's arithmetic, for which training need not wait.
         pusher: of the main process; None where nothing is pushed.
     """
 
@@ -55,7 +56,7 @@ class Reporter:
         progress: Progress,
         *,
         recipe: dict[str, Any],
-        experiment: Mapping[str, Any],
+        experiment: Callable[[], Mapping[str, Any]],
         pusher: Pusher | None = None,
     ):
         self.accelerator, self.folder, self.datasets, self.progress = accelerator, folder, datasets, progress
@@ -188,4 +189,4 @@ class Reporter:
             "eval_seconds": progress.eval_seconds,
             "images_per_second": progress.step * self.global_batch_size / progress.train_seconds,
         }
-        return build_results(evaluations, self.datasets, self.experiment, training, self.accelerator)
+        return build_results(evaluations, self.datasets, self.experiment(), training, self.accelerator)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.encoder import encoder_defaults
 from benchmark.models.encoder_checkpoint import load_encoder_weights
 from benchmark.models.linear_head import inverse_frequencies
+from benchmark.models.meta import without_memory
 from benchmark.models.modeling import SegmentationModel, parameter_counts
 from benchmark.recipe.identity import identity, protocol, public
 from benchmark.recipe.schema import Recipe
@@ -88,7 +89,7 @@ def check_model(recipe: Recipe) -> tuple[int, int]:
         ModelError: the recipe asks for an encoder or a head that does not exist, or that cannot be as it says.
     """
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
-    with torch.device("meta"):
+    with without_memory():
         model = SegmentationModel(model_config(recipe, classes, None))
         if recipe.model.lora_rank:
             add_adapters(model.encoder, recipe.model.lora_rank)
@@ -191,7 +192,7 @@ def build_reporter(
         model,
         progress,
         recipe=public(recipe),
-        experiment=describe_run(recipe),
+        experiment=cache(partial(describe_run, recipe)),
         pusher=pusher,
     )
 
@@ -212,7 +213,7 @@ def window_gflops(recipe: Recipe) -> float | None:
     """
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     try:
-        with torch.device("meta"):
+        with without_memory(), torch.no_grad():
             model = SegmentationModel(model_config(recipe, classes, None)).eval()
             window = torch.zeros(1, 3, *recipe.data.crop)
             with FlopCounterMode(display=False) as counter:

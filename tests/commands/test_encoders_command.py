@@ -10,6 +10,14 @@ from launching import ROOT
 from benchmark.commands import encoders
 from benchmark.commands.encoders import Hub, main
 from benchmark.errors import UserError
+from benchmark.models import encoder
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """What is kept for the tests alone, because some of them replace what is worked out."""
+    monkeypatch.setattr(encoders, "HF_HOME", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +111,29 @@ def test_gflops_and_terms(capsys, monkeypatch, gflops):
     hub = Hub()
     assert [hub.gated(name) for name in ("a/x", "a/y", None, "a/z", "a/z")] == ["yes", "no", "?", "?", "?"]
     assert asked == ["a/x", "a/y", "a/z"]
+
+
+def test_what_was_worked_out_is_kept_for_the_versions_that_are_installed(capsys, monkeypatch):
+    name = "test_vit.r160_in1k"
+    first = table(capsys, name)
+
+    def fail(*_):
+        raise AssertionError("it was worked out again")
+
+    monkeypatch.setattr(encoder, "encoder_defaults", fail)
+    monkeypatch.setattr(timm, "list_models", fail)
+    assert table(capsys, name) == first
+    for package in ("timm", "torch"):
+        with monkeypatch.context() as context:
+            context.setattr(encoders, "version", lambda asked, package=package: "9.9" if asked == package else "1.0")
+            with pytest.raises(AssertionError):
+                main([name])
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(capsys, monkeypatch, cache):
+    monkeypatch.setattr(encoders, "HF_HOME", str(cache / "file"))
+    (cache / "file").touch()
+    assert set(table(capsys, "test_vit.r160_in1k")) == {"test_vit.r160_in1k"}
 
 
 def test_what_can_be_no_encoder_is_left_out(capsys):
