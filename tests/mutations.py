@@ -563,6 +563,20 @@ MUTATIONS = [
         "run_folder=run / 'model',",
         "tests/reporting/test_hub.py",
     ),
+    Mutation(
+        "facts of encoders that outlive an update of timm",
+        "benchmark/commands/encoders.py",
+        "timm-{version('timm')}-torch",
+        "timm-torch",
+        "tests/commands/test_encoders_command.py",
+    ),
+    Mutation(
+        "arithmetic of another size than the run's",
+        "benchmark/training/build.py",
+        "window = torch.zeros(1, 3, *recipe.data.crop)",
+        "window = torch.zeros(1, 3, 224, 224)",
+        "tests/training tests/launchers",
+    ),
 ]
 
 

@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -125,7 +126,7 @@ def test_what_was_worked_out_is_kept_for_the_versions_that_are_installed(capsys,
     assert table(capsys, name) == first
     for package in ("timm", "torch"):
         with monkeypatch.context() as context:
-            context.setattr(encoders, "version", lambda asked, package=package: "9.9" if asked == package else "1.0")
+            context.setattr(encoders, "version", lambda asked, new=package: "9.9" if asked == new else version(asked))
             with pytest.raises(AssertionError):
                 main([name])
 
