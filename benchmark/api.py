@@ -19,6 +19,6 @@ def load_model(name: str | os.PathLike) -> SegmentationModel:
         name: a model folder, a run's folder, or user/name on the Hub.
 
     Raises:
-        UserError: it is not there, is damaged, or is no model of this project.
+        UserError, ModelError: it is not there, is damaged, or is no model of this project.
     """
     return model_folder.load_model(find_folder(os.fspath(name)))

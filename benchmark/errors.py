@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmark.models.errors import ModelError
-from data_scripts.errors import DatasetError, printable
+from data_scripts.errors import DatasetError
+from data_scripts.report import printable_lines
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
@@ -25,7 +26,7 @@ def as_sentence(error: BaseException | None) -> str | None:
     """The sentence for the user, where `error` or what it was raised from is the user's to fix; else None."""
     while error is not None:
         if isinstance(error, (UserError, ModelError, DatasetError)):
-            return printable(str(error))
+            return printable_lines(str(error))
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(error):  # safetensors has an exception of its own for it
             where = f" for {error.filename}" if getattr(error, "filename", None) else ""

@@ -202,3 +202,9 @@ def test_a_folder_without_a_model_is_an_error(tiny, tmp_path):
 def test_a_command_that_does_not_exist():
     done = run_python("-m", "benchmark", "evalute")
     assert done.returncode == 2 and "evaluate" in done.stderr
+
+
+def test_a_list_of_faults_is_a_line_for_each_and_cannot_forge_the_terminal(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"), exit_with_one_sentence():
+        raise UserError("2 faults:\na: \x1b[31mfix it.\nb: fix it.")
+    assert capsys.readouterr().err == "error: 2 faults:\na: \\x1b[31mfix it.\nb: fix it.\n"

@@ -140,8 +140,8 @@ def gflops(name: str, size: int = 512, patch_size: int = 16) -> str:
     from benchmark.models.meta import without_memory
 
     try:
-        with without_memory(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            Encoder(name, (size, size), patch_size).eval()(torch.zeros(1, 3, size, size))
+        with without_memory(), FlopCounterMode(display=False) as counter:
+            Encoder(name, (size, size), patch_size).eval().requires_grad_(False)(torch.zeros(1, 3, size, size))
     except Exception:  # one that runs need not be one that can be counted
         return "-"
     return f"{counter.get_total_flops() / 1e9:.0f}"

@@ -71,7 +71,7 @@ def evaluate(model: SegmentationModel | OnnxModel, folder: Path, recipe: Recipe,
     from benchmark.models.meta import without_memory
     from benchmark.models.modeling import SegmentationModel, parameter_counts
     from benchmark.reporting import results
-    from benchmark.reporting.run_folder import RESULTS, find_in_run, read_results
+    from benchmark.reporting.run_folder import results_of_model
     from benchmark.training import build, launch
     from benchmark.training.datasets import prepare_datasets
 
@@ -91,14 +91,13 @@ def evaluate(model: SegmentationModel | OnnxModel, folder: Path, recipe: Recipe,
     evaluations = build.evaluate_datasets(recipe, model, datasets, accelerator)
     seconds = time.perf_counter() - start
 
-    run = find_in_run(folder, RESULTS)
-    trained = read_results(run) if run else {}
+    trained = results_of_model(folder)
     with without_memory():  # of a file, those of the model that it was made of
         total, trainable = parameter_counts(SegmentationModel(model.config) if exported else model)
     training = {
         **{key: trained.get(key) for key in ("step", "train_seconds", "images_per_second", "dataset_fingerprint")},
         "parameters": total,
-        "trainable_parameters": trainable,
+        "trainable_parameters": trained.get("trainable_parameters", trainable),  # of LoRA's, which are merged
         "eval_seconds": seconds,
     }
     experiment = build.describe_run(recipe)

@@ -54,14 +54,13 @@ def export_onnx(name: str, *, precision: str, output: Path | None) -> str:
     from benchmark.prediction.inputs import open_image
     from benchmark.reporting.hub import model_folder
     from benchmark.reporting.model_folder import load_model
-    from benchmark.reporting.run_folder import RESULTS, SAMPLES, find_in_run, read_results, writing
+    from benchmark.reporting.run_folder import SAMPLES, results_of_model, writing
 
     folder = model_folder(name)
     file = output or default_place(name, folder) / f"model_{precision}.onnx"
     if file.suffix != ".onnx":
         raise UserError(f"--output must end with .onnx, which {file} does not.")
-    model, results = load_model(folder), find_in_run(folder, RESULTS)
-    measured = read_results(results) if results else {}
+    model, measured = load_model(folder), results_of_model(folder)
     about = {key: str(measured[key]) for key in ("protocol", "dataset", "mean_iou") if measured.get(key) is not None}
     crop, samples = model.config.crop_size, sorted((folder.parent / SAMPLES).glob("*-image.jpg"))
     images = [
@@ -81,9 +80,9 @@ def export_onnx(name: str, *, precision: str, output: Path | None) -> str:
 
 
 def default_place(name: str, folder: Path) -> Path:
-    """Where an export goes: into the run's folder, into a model's that is in none, or here for one from the Hub."""
-    from benchmark.reporting.run_folder import RECIPE
+    """Where an export goes: to the run of a last model, here for one from the Hub, else into the model's folder."""
+    from benchmark.reporting.run_folder import MODEL, RECIPE
 
     if not Path(name).is_dir():
         return Path()
-    return folder.parent if (folder.parent / RECIPE).exists() else folder
+    return folder.parent if folder.name == MODEL and (folder.parent / RECIPE).exists() else folder

@@ -21,10 +21,11 @@ from benchmark.recipe.schema import Recipe
 from data_scripts.tables import format_table
 
 KEYS = (  # how those begin that a part uses
-    *("seed", "data.", "augment.", "optim."),
-    *(f"model.{key}" for key in ("encoder", "head", "patch_size", "freeze_encoder", "image_", "mask2former.")),
+    *("seed", "data.", "augment.", "optim.", "loss."),
+    *(f"model.{key}" for key in ("encoder", "head", "patch_size", "freeze_encoder", "lora_rank", "image_")),
+    *("model.mask2former.", "model.eomt."),
     *(f"train.{key}" for key in ("steps", "global_batch_size", "micro_batch_size", "eval_batch_size")),
-    *(f"train.{key}" for key in ("precision", "compile", "cuda_graph", "deterministic")),
+    *(f"train.{key}" for key in ("precision", "compile", "cuda_graph", "deterministic", "ema_decay")),
 )
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmark.evaluation.evaluator import Evaluator
+from benchmark.evaluation.mean_iou import confusion_matrix
 from benchmark.models.windows import IGNORE_INDEX
 
 SHARE = 0.02  # the width of the band beside a boundary, in diagonals of the image
@@ -28,6 +29,7 @@ class BoundaryIoU(Evaluator):
         return 2, len(self.classes)
 
     def count(self, prediction: Tensor, reference: Tensor, logits: Tensor | None = None) -> Tensor:
+        confusion_matrix(prediction, reference, len(self.classes))  # which raises where a value is no class
         height, width = reference.shape
         distance = max(1, round(SHARE * (height**2 + width**2) ** 0.5))
         prediction = torch.where(reference == IGNORE_INDEX, IGNORE_INDEX, prediction.int())

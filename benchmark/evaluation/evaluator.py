@@ -51,8 +51,16 @@ class Evaluator(evaluate.Metric):
         """(name, value) pairs from summed counts; a value may be a mapping of names to values itself."""
 
     def add(self, *, prediction: Any, reference: Any, logits: Tensor | None = None) -> None:
-        """Fold one image, label maps (H, W) as integer arrays or tensors, into the counts."""
-        counts = self.count(torch.as_tensor(prediction), torch.as_tensor(reference), logits).cpu()
+        """Fold one image, label maps (H, W) as integer arrays or tensors, into the counts.
+
+        Raises:
+            ValueError: they differ in shape, or where the reference is not 255 one of them holds no class.
+        """
+        prediction, reference = torch.as_tensor(prediction), torch.as_tensor(reference)
+        if prediction.shape != reference.shape or reference.ndim != 2:
+            shapes = " and ".join(str(tuple(labels.shape)) for labels in (prediction, reference))
+            raise ValueError(f"Prediction and reference must be label maps of one shape (H, W), not {shapes}.")
+        counts = self.count(prediction, reference, logits).cpu()
         self.total += counts
         places = counts.nonzero()
         self.images.append(torch.cat([places, counts[tuple(places.T)][:, None]], dim=1).numpy())

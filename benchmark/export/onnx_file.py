@@ -25,7 +25,6 @@ from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize
 
 OPSET = 20
-PRECISIONS = ("fp32", "fp16", "int8")
 AGREEMENT = 0.9999  # the share of pixels with torch's label, below which a file in fp32 is refused
 
 
@@ -48,8 +47,7 @@ class Graph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         config = self.model.config
         crop = tuple(config.crop_size)
-        tokens = self.model.encoder(normalize(pixels, config.image_mean, config.image_std))
-        outputs = self.model.head.outputs(self.model.head(tokens), None, {}, False)
+        outputs = self.model(normalize(pixels, config.image_mean, config.image_std))
         # The head's own way to scores goes window by window, which would fix the number of windows.
         if "logits" in outputs:
             scores = F.interpolate(outputs["logits"], crop, mode="bilinear")
@@ -133,9 +131,10 @@ def _write(model: SegmentationModel, file: Path) -> None:
                 verbose=False,
             )
         except Exception as error:  # of whatever part of torch and onnxscript
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
             raise UserError(
-                f"{model.config.encoder} cannot be exported ({reason}): use it with torch, or with another torch."
+                f"{model.config.encoder} with the {model.config.head} head cannot be exported ({reason}): use it with "
+                "torch, or export it with another version of torch."
             ) from error
     if isinstance(program.model.graph.inputs[0].shape[0], int):
         raise UserError(f"{model.config.encoder} could only be exported for a fixed batch: use it with torch.")

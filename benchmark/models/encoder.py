@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         img_size: (height, width) of the crop in pixels, each a multiple of `patch_size`.
         patch_size: side of a square patch in pixels; need not be the pretraining's.
         source: what the model on the Hub is made of, as `read_hub_encoder` returns it; asked of the Hub where it is
-            None. Null for timm's own names.
+            None. None for timm's own names.
         timm_kwargs: passed on to `timm.create_model` (depth, drop_path_rate, ...).
 
     Raises:

@@ -124,6 +124,8 @@ def download_weights(name: str) -> tuple[str, dict[str, Tensor]]:
             return source, load_state_dict_from_hf(cfg.hf_hub_id, weights_only=True, **filename)
         return source, torch.hub.load_state_dict_from_url(cfg.url, map_location="cpu", weights_only=True)
     except Exception as error:  # every layer of the network has its own exceptions
+        if type(error).__name__ in ("GatedRepoError", "RepositoryNotFoundError"):
+            raise hub_error(f"{name} ({cfg.hf_hub_id})", error, "weights") from error
         raise ModelError(
             f"The pretrained weights of {name} could not be fetched from {source} ({type(error).__name__}); "
             "check the network, give model.checkpoint a file, or set model.pretrained to false."

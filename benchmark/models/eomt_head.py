@@ -107,7 +107,7 @@ class EomtHead(Mask2FormerHead):
         """
         first = len(encoder.blocks) - self.num_blocks
         (tokens,) = encoder.layers(pixel_values, [first - 1], keep_prefix_tokens=True)
-        tokens = torch.cat([self.queries.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = torch.cat([self.queries.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         predictions, arguments = [], block_arguments(encoder)
         for number, share in enumerate(self.mask_shares):
             mask = None

@@ -41,12 +41,21 @@ def rgb_tensor(image: Image.Image | np.ndarray) -> Tensor:
                 f"An image of {array.dtype} values has no known range: scale it to 0..255 and convert it to uint8."
             )
         image = Image.fromarray(array)
-    if image.mode not in IMAGE_MODES:
+    check_depth(image)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def check_depth(image: Image.Image) -> None:
+    """Raise ModelError where an image has more than 8 bits a channel.
+
+    PIL opens 16-bit RGB as mode RGB and keeps the high bytes. What it is going to read tells, until it has been read.
+    """
+    deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.mode not in IMAGE_MODES or deep:
         raise ModelError(
             f"An image of mode {image.mode} has more than 8 bits a channel, whose range is not known: convert it to 8 "
             "bits a channel."
         )
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:

@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from benchmark.errors import UserError
+from data_scripts.archive import is_system_file
+from data_scripts.folder import IMAGE_ENDINGS
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 
 
@@ -30,9 +31,10 @@ def find_inputs(names: Sequence[str]) -> dict[str, Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
+            inside = [file for file in inside if not is_system_file(file.relative_to(path).as_posix())]
             if not inside:
-                raise UserError(f"The folder {name} holds no images ({', '.join(IMAGES)}): name another one.")
+                raise UserError(f"The folder {name} holds no images ({', '.join(IMAGE_ENDINGS)}): name another one.")
             bases.append(path.absolute())
         elif path.is_file():
             inside = [path]
@@ -61,9 +63,16 @@ def open_image(file: Path) -> Image.Image:
     """The image of a file, turned as its EXIF says.
 
     Raises:
+        ModelError: it has more than 8 bits a channel.
+        UserError: it holds several pictures.
         OSError, ValueError, SyntaxError: or whatever else PIL has for a file that is none.
     """
+    from benchmark.models.windows import check_depth  # which needs torch
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # up to twice the size at which PIL warns of a bomb, an image is read
         with Image.open(file) as image:
+            check_depth(image)  # before it is read
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's photo, with another beside it
+                raise UserError(f"It holds {image.n_frames} pictures: save the one that is meant, as PNG.")
             return ImageOps.exif_transpose(image)

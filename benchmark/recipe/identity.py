@@ -71,7 +71,7 @@ def difference(file: Path, wanted: dict[str, Any]) -> str | None:
 
 
 def public(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it may be published: machine keys at their defaults, and of an absolute path only the last part."""
+    """The recipe as it may be published: without this machine's folders, and of another absolute path its last part."""
     tree = recipe.to_dict()
     for key, value in list(flatten(tree)):
         *sections, name = key.split(".")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, Protocol
 
@@ -139,7 +140,7 @@ class Reporter:
         write = partial(
             write_snapshot,
             run_folder=self.folder.path,
-            config=self.config,
+            config=deepcopy(self.config),  # a head that anneals changes it while the push runs
             weights=weights,
             recipe_yaml=yaml.safe_dump(self.recipe, sort_keys=False),
             results=results,

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,7 +71,7 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
         "world_size": accelerator.num_processes,
         "device": f"{device.type} ({name})",
         "peak_memory_bytes": peak,
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in VERSIONS},

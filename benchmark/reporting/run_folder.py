@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 RECIPE, RESULTS, CONFUSION, METRICS = "recipe.yaml", "results.json", "confusion.npz", "metrics.jsonl"
 CHECKPOINTS, MODEL, TENSORBOARD, SAMPLES = "checkpoints", "model", "tensorboard", "samples"
 PREEMPTED = "preempted.json"
-LOCK, LOG, BEST = ".lock", "run.log", "model_best"
+LOCK, LOG, BEST, CHOSEN = ".lock", "run.log", "model_best", "chosen.json"
 
 
 class RunFolder:
@@ -217,3 +217,12 @@ def file_bytes(write: Any) -> bytes:
 def find_in_run(folder: Path, name: str) -> Path | None:
     """A file of the run that a model folder belongs to: in it on the Hub, above it in a run folder; None if nowhere."""
     return next((place / name for place in (folder, folder.parent) if (place / name).exists()), None)
+
+
+def results_of_model(folder: Path) -> dict[str, Any]:
+    """What results.json says of the run that a model folder belongs to; of a model that was chosen before the run's end
+    its own step and mIoU, and not the run's seconds. Empty where there is no run.
+    """
+    run, chosen = find_in_run(folder, RESULTS), folder / CHOSEN
+    results = read_results(run) if run else {}
+    return results | json.loads(chosen.read_text()) | {"train_seconds": None} if chosen.exists() else results

@@ -1,4 +1,4 @@
-"""`python -m benchmark throughput eval`: label maps and their counts beside the windows' bare forward passes."""
+"""`python -m benchmark throughput eval`: label maps and their counts for all metrics, beside bare forward passes."""
 
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmark.evaluation.inference import window_logits
-from benchmark.evaluation.mean_iou import MeanIoU
+from benchmark.evaluation.loop import EVALUATORS
 from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
 from benchmark.recipe.schema import Recipe
@@ -31,6 +31,8 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     torch.manual_seed(recipe.seed)
     config = model_config(recipe, classes, None)
     model = SegmentationModel(config).eval().to(device)
+    if recipe.train.compile:
+        model.compile_blocks()
     crop = recipe.data.crop
     size = (2 * crop[0], 4 * crop[1])
     pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
@@ -39,7 +41,7 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     windows = split_windows(image, crop)
     count = max(1, recipe.train.eval_batch_size // len(windows))  # images in one forward pass
     inputs = normalize(windows.to(device), config.image_mean, config.image_std).repeat(count, 1, 1, 1)
-    metric = MeanIoU(classes)
+    evaluators = [evaluator(classes) for evaluator in EVALUATORS.values()]
     autocast = accelerator.autocast if recipe.train.precision != "fp32" else nullcontext
 
     @torch.no_grad()
@@ -50,7 +52,9 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     def evaluate() -> None:
         images = [(None, image)] * count
         for _, logits in window_logits(model, images, batch_size=len(inputs), device=device, autocast=autocast):
-            metric.add(prediction=label_map(logits, size), reference=reference)
+            prediction = label_map(logits, size)
+            for evaluator in evaluators:
+                evaluator.add(prediction=prediction, reference=reference)
 
     time_in_turns({"forward": forward, "evaluate": evaluate}, 1, device)  # to warm up
     timings = time_in_turns({"forward": forward, "evaluate": evaluate}, rounds, device)

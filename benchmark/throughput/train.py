@@ -55,7 +55,11 @@ def measure(recipe: Recipe, steps: int, profile: str | None = None) -> dict[str,
         its start, without one the process's resident set) and device.
     """
     hours = recipe.train.steps / 3600
-    recipe = replace(recipe, train=replace(recipe.train, steps=1 + WARM_UP_STEPS + steps + SPLIT_STEPS + 2))
+    recipe = replace(
+        recipe,
+        train=replace(recipe.train, steps=1 + WARM_UP_STEPS + steps + SPLIT_STEPS + 2),
+        optim=replace(recipe.optim, warmup_steps=0),  # which may be more than these few
+    )
     accelerator = start_processes(recipe)
     device = accelerator.device
     numbers = itertools.count(1)

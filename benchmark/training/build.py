@@ -213,8 +213,8 @@ def window_gflops(recipe: Recipe) -> float | None:
     """
     classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     try:
-        with without_memory(), torch.no_grad():
-            model = SegmentationModel(model_config(recipe, classes, None)).eval()
+        with without_memory():
+            model = SegmentationModel(model_config(recipe, classes, None)).eval().requires_grad_(False)
             window = torch.zeros(1, 3, *recipe.data.crop)
             with FlopCounterMode(display=False) as counter:
                 model(window)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from benchmark.errors import UserError
 from benchmark.models.encoder_checkpoint import download_weights, fill_encoder
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Recipe
@@ -40,6 +41,11 @@ def start_from(model: SegmentationModel, name: str) -> list[str]:
         UserError, ModelError: there is no such model, or its encoder is another one.
     """
     trained = load_model(model_folder(name))
+    if trained.config.encoder != model.config.encoder:
+        raise UserError(
+            f"model.init_from {name} has the encoder {trained.config.encoder}, and model.encoder is "
+            f"{model.config.encoder}: set model.encoder to the former, because results are compared by it."
+        )
     report = fill_encoder(model.encoder, trained.encoder.backbone.state_dict(), name)
     return [str(report), _take_head(model, trained, name)]
 

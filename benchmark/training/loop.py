@@ -15,7 +15,7 @@ from benchmark.recipe.schema import Recipe
 from benchmark.reporting.model_folder import save_model
 from benchmark.reporting.reporter import Reporter
 from benchmark.reporting.results import score_table
-from benchmark.reporting.run_folder import BEST, CHECKPOINTS, PREEMPTED, RunFolder, write_atomically
+from benchmark.reporting.run_folder import BEST, CHECKPOINTS, CHOSEN, PREEMPTED, RunFolder, write_atomically
 from benchmark.training import build
 from benchmark.training.checkpoint import (
     Checkpoint,
@@ -180,7 +180,7 @@ def note_best(
                 note = "chosen on the validation data, whose score is therefore too high"
                 chosen = {"step": progress.step, "mean_iou": score, "note": note}
                 (folder / BEST).mkdir(exist_ok=True)
-                write_atomically(folder / BEST / "chosen.json", json.dumps(chosen).encode())
+                write_atomically(folder / BEST / CHOSEN, json.dumps(chosen).encode())
                 save_model(folder / BEST, step.config, weights)  # whose sums are of all files
     if step.accelerator.is_main_process:
         best = f"{100 * progress.best:.2f} % at step {progress.best_step:,}"

@@ -74,8 +74,9 @@ def _step_fits(model: SegmentationModel, size: int, accelerator: Accelerator) ->
             # Two moments, and the gradients that captured passes hold apart.
             others = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(3)]
             pixels = torch.zeros(size, 3, height, width, device=accelerator.device)
-            # Every class in every image, for a loss that works class by class.
-            labels = torch.arange(height * width, device=accelerator.device) % model.config.num_labels
+            # As many classes in every image as a loss that works class by class can take.
+            classes = min(model.config.num_labels, len(getattr(model.head, "queries", range(model.config.num_labels))))
+            labels = torch.arange(height * width, device=accelerator.device) % classes
             labels = labels.view(1, height, width).expand(size, -1, -1)
             model(pixel_values=pixels, labels=labels, positions=labels[:, 0, 0]).loss.backward()
             del others

@@ -73,6 +73,20 @@ def test_a_folder_of_images_becomes_label_maps_overlays_and_shares(model, photos
     assert "line.png was left out: An image of 4000x2 pixels is too long and narrow" in printed.err
 
 
+def test_what_prepare_takes_is_taken_and_what_it_skips_is_skipped(model, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    (folder / ".hidden").mkdir(parents=True)
+    image = Image.effect_noise((33, 70), 80).convert("RGB")
+    for name in ("a.jfif", "b.jp2", ".hidden/d.png", "._a.png"):
+        image.save(folder / name, format="JPEG" if name.endswith("jfif") else None)
+    image.save(folder / "e.gif", save_all=True, append_images=[Image.effect_noise((33, 70), 80)])
+    assert set(find_inputs([str(folder)])) == {"a", "b", "e"}
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["--model", str(model), str(folder), "--output", str(tmp_path / "out"), "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert "2 image(s)" in printed.out and "e.gif was left out: It holds 2 pictures: save the one" in printed.err
+
+
 def test_files_and_patterns_name_images_once_and_apart(photos):
     found = find_inputs([str(photos / "*.png"), str(photos / "a.jpg"), str(photos / "a.png")])
     assert {name: file.name for name, file in found.items()} == {

@@ -12,7 +12,7 @@ from launching import parse
 
 from benchmark.__main__ import main
 from benchmark.models.encoder import Encoder, encoder_defaults
-from benchmark.models.encoder_checkpoint import load_encoder_weights
+from benchmark.models.encoder_checkpoint import download_weights, load_encoder_weights
 from benchmark.models.errors import ModelError
 from benchmark.reporting.model_folder import load_model
 from benchmark.training.build import describe
@@ -121,7 +121,12 @@ def test_a_repository_that_cannot_be_read_is_one_sentence(online, monkeypatch):
     online.gate = True
     with pytest.raises(ModelError, match="access to it has to be requested; ask for it"):
         encoder_defaults(NAME)
+    name = "vit_small_patch16_dinov3.lvd1689m"  # one of timm's own
+    with pytest.raises(ModelError, match=rf"{name} \(timm/{name}\) cannot be loaded: access to it has to be requested"):
+        download_weights(name)
     online.gate = False
+    with pytest.raises(ModelError, match="there is no such repository"):
+        download_weights(name)
     monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}")
     with pytest.raises(ModelError, match="the Hub cannot be reached; check the network"):
         encoder_defaults(NAME)

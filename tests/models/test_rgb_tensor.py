@@ -1,10 +1,54 @@
 """The one way from an image to pixels takes them as they are stored, or refuses them."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmark.data.transforms import DecodeError, decode_image
 from benchmark.models.windows import ModelError, rgb_tensor
+from benchmark.prediction.inputs import open_image
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """A PNG of 16-bit RGB or gray with alpha, which PIL does not write: (H, W, 3 or 2)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def tiff16(pixels: np.ndarray) -> bytes:
+    """An uncompressed TIFF of 16-bit RGB, (H, W, 3)."""
+    height, width, _ = pixels.shape
+    data, bits = pixels.astype("<u2").tobytes(), 8 + 2 + 10 * 12 + 4
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, 2), (273, bits + 6), (277, 3), (278, height)]
+    entries += [(279, len(data)), (284, 1)]
+    tags = b"".join(struct.pack("<HHII", tag, 4, 3 if tag == 258 else 1, value) for tag, value in entries)
+    tags = tags.replace(struct.pack("<HHII", 258, 4, 3, bits), struct.pack("<HHII", 258, 3, 3, bits))
+    return b"II*\0" + struct.pack("<IH", 8, 10) + tags + struct.pack("<IHHH", 0, 16, 16, 16) + data
+
+
+@pytest.mark.parametrize(("write", "channels"), [(png16, 3), (png16, 2), (tiff16, 3)])
+def test_16_bits_that_pil_would_cut_are_refused(tmp_path, write, channels):
+    """A 12-bit sensor's, of which PIL keeps the high byte: it would see at most 15 of 255."""
+    data = write(np.random.default_rng(0).integers(0, 4096, (8, 9, channels)))
+    assert np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).max() <= 15
+    with pytest.raises(ModelError, match=r"more than 8 bits a channel.*convert it to 8 bits"):
+        rgb_tensor(Image.open(io.BytesIO(data)))
+    with pytest.raises(DecodeError, match="more than 8 bits a channel"):
+        decode_image(data)
+    (tmp_path / "image").write_bytes(data)
+    with pytest.raises(ModelError, match="more than 8 bits a channel"):
+        open_image(tmp_path / "image")
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])

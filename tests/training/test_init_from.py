@@ -5,7 +5,7 @@ import torch
 from launching import parse
 from safetensors.torch import load_file
 
-from benchmark.errors import as_sentence
+from benchmark.errors import UserError, as_sentence
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.model_folder import save_model
@@ -66,8 +66,9 @@ def test_another_head_is_new_and_another_encoder_refused(tmp_path):
     trained = build(["sky"], head="mask2former")
     save_model(tmp_path, trained.config, trained.state_dict())
     assert "the head is new" in start_from(build(["sky"]), str(tmp_path))[1]
-    with pytest.raises(ValueError, match="does not fit"):
-        start_from(build(["sky"], encoder="test_vit4"), str(tmp_path))
+    for encoder in ("test_vit4", "test_vit.r160_in1k"):  # of another size, and of other weights
+        with pytest.raises(UserError, match=rf"has the encoder test_vit, and model.encoder is {encoder}: set model"):
+            start_from(build(["sky"], encoder=encoder), str(tmp_path))
 
 
 def test_a_run_starts_from_another_at_another_crop_and_patch(tiny, tmp_path, capsys):

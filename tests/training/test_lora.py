@@ -134,6 +134,7 @@ def test_a_run_trains_adapters_and_head_and_saves_a_merged_model_that_resumes(ti
     main(["evaluate", "--model", str(folder / "model"), "--output", str(tmp_path / "again.json")])
     again = json.loads((tmp_path / "again.json").read_text())
     assert (again["iou"], again["parameters"]) == (results["iou"], total)
+    assert again["trainable_parameters"] == adapters + head
 
     (folder / "results.json").unlink()
     for file in (folder / "checkpoints/step-00000006").iterdir():

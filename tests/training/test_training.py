@@ -18,18 +18,22 @@ from launching import parse, run_python
 from PIL import Image
 
 from benchmark.__main__ import main
+from benchmark.commands.export import default_place
 from benchmark.data.step_plan import sample_index
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.errors import ModelError
+from benchmark.models.heads import HEADS
 from benchmark.models.linear_head import upsampled_cross_entropy
 from benchmark.models.modeling import SegmentationModel
-from benchmark.training.build import build_model, check_model
+from benchmark.reporting.run_folder import BEST, results_of_model
+from benchmark.throughput.arithmetic import count
+from benchmark.training.build import build_model, check_model, model_config, window_gflops
 from benchmark.training.datasets import prepare_datasets
 from benchmark.training.launch import start_processes
 from benchmark.training.loop import train
 from benchmark.training.memory import largest_micro_batch, plan_without_trial
-from data_scripts.preparation import prepare
+from data_scripts.preparation import class_names, prepare
 
 
 def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_path, capsys):
@@ -260,10 +264,11 @@ def test_the_end_of_memory_says_which_size_to_try_next(tiny, monkeypatch):
         train(parse([*tiny, "--train.micro_batch_size", "2"]))
 
 
-@pytest.mark.parametrize("head", ["linear", "mask2former"])
+@pytest.mark.parametrize("head", HEADS)
 def test_the_largest_micro_batch_is_found_and_nothing_is_left_of_the_trial(head, monkeypatch):
-    options = {"num_points": 16} if head == "mask2former" else {}
-    model = SegmentationModel(SegmentationConfig("test_vit", head, crop_size=(32, 32), head_options=options)).train()
+    options = {"num_points": 16, "num_queries": 5} if head in ("mask2former", "eomt") else {}  # and more classes
+    config = SegmentationConfig("test_vit", head, crop_size=(32, 32), head_options=options, num_labels=9)
+    model = SegmentationModel(config).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random, tried, original = torch.get_rng_state(), [], model.forward
 
@@ -366,4 +371,17 @@ def test_the_console_and_run_log_say_each_score_and_the_best(tiny, tmp_path, cap
     chosen = json.loads((tmp_path / "run/model_best/chosen.json").read_text())
     assert chosen["mean_iou"] == max(scores) and "chosen on the validation data" in chosen["note"]
     main(["evaluate", "--model", str(tmp_path / "run/model_best"), "--output", str(tmp_path / "best.json")])
-    assert json.loads((tmp_path / "best.json").read_text())["mean_iou"] == max(scores)
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert (best["mean_iou"], best["step"], best["train_seconds"]) == (max(scores), chosen["step"], None)
+    assert best["images_per_second"] == results["images_per_second"]
+    places = {name: default_place(str(tmp_path / "run" / name), tmp_path / "run" / name) for name in ("model", BEST)}
+    assert places == {"model": tmp_path / "run", BEST: tmp_path / "run" / BEST}
+    assert results_of_model(tmp_path / "run" / BEST)["mean_iou"] == max(scores)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_windows_arithmetic_is_that_of_a_model_with_memory(tiny, head):
+    recipe = parse([*tiny, "--model.head", head])
+    model = SegmentationModel(model_config(recipe, class_names("shapes", {}), None)).eval().requires_grad_(False)
+    flops = count(lambda: model(torch.zeros(1, 3, *recipe.data.crop))).flops
+    assert window_gflops(recipe) == pytest.approx(flops / 1e9)
