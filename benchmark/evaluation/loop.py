@@ -1,6 +1,6 @@
 """Sliding-window evaluation of one model on one split."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor
 
 from benchmark.data.loaders import evaluation_loader
 from benchmark.evaluation.boundary_iou import BoundaryIoU
@@ -86,15 +85,11 @@ def evaluate(
     )
     evaluators = {name: evaluator(classes) for name, evaluator in EVALUATORS.items()}
     indices, samples = [], []
-
-    def images() -> Iterator[tuple[dict, Tensor]]:
-        return ((item, item["pixel_values"]) for item in loader)
-
     was_training = model.training
     model.eval()
     for item, logits in window_logits(
         model,
-        images(),
+        ((item, item["pixel_values"]) for item in loader),
         batch_size=batch_size,
         device=device,
         autocast=accelerator.autocast,

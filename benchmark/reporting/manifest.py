@@ -23,8 +23,7 @@ def entry(data: bytes) -> dict[str, Any]:
 
 def encode_manifest(about: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> bytes:
     """The bytes of a manifest: `about`, then each file's entry, then its own sha256."""
-    manifest = {**about, "files": files}
-    return json.dumps({**manifest, "sha256": _sha256(json.dumps(manifest).encode())}, indent=1).encode()
+    return json.dumps(seal({**about, "files": files}), indent=1).encode()
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:

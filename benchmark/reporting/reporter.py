@@ -101,8 +101,8 @@ class Reporter:
         progress.losses, progress.logged_seconds = [], progress.train_seconds
 
     def log_evaluations(self, evaluations: Mapping[str, Evaluation]) -> None:
-        """Record scores and pictures of each validation dataset."""
-        for name, evaluation in evaluations.items():
+        """Record scores and pictures of each validation dataset, on the main process, which alone draws them."""
+        for name, evaluation in evaluations.items() if self.accelerator.is_main_process else ():
             prefix, dataset, step = self._prefix(name), self.datasets[name], self.progress.step
             values = {f"{prefix}/{key}": value for key, value in flatten_scores(evaluation.scores)}
             self.tracking.log(values, step)
