@@ -17,6 +17,7 @@ from data_scripts.images import (
     check_image,
     content_sum,
     decode_labels,
+    image_sum,
     resize_nearest,
     turned_size,
 )
@@ -48,7 +49,8 @@ class Counts:
         self.first: dict[str, str] = {}  # the first image that is left out, turned or damaged, by the reason
         self.pixels: np.ndarray = np.zeros(256, dtype=np.int64)  # by train id, IGNORE among them
         self.values: set[int] = set()  # raw ones, as long as they are few
-        self.content = self.samples = 0  # the sums of the samples' content sums, with and without their names
+        self.content = 0  # the sum of the samples' content sums
+        self.places: dict[int, str] = {}  # by the sum of an image's bytes, where it is: the first of equal ones
         self.extremes: dict[str, list[Any]] = {}  # height, width and name of the tallest and the widest image
         self.problems = Problems()
 
@@ -99,9 +101,12 @@ class Counts:
             self._note_first("damaged", name)
         self.pixels += pixels
         self.content += content_sum(name, pair.image, labels)
-        self.samples += content_sum("", pair.image, labels)
+        self._note_place(image_sum(pair.image), str(pair.image_name))
         self._note_extremes(info, name)
         return labels
+
+    def _note_place(self, content: int, place: str) -> None:
+        self.places[content] = min(self.places.get(content, place), place)
 
     def _note_first(self, reason: str, name: str) -> None:
         """By name, because the order of workers differs from time to time."""
@@ -126,11 +131,13 @@ class Counts:
         total = cls(num_classes)
         for file in sorted(folder.glob(f"counts-{split}-*.json")):
             part = json.loads(file.read_text(encoding="utf-8"))
-            for name in ("images", "one_value", "unlabelled", "resized", "turned", "damaged", "content", "samples"):
+            for name in ("images", "one_value", "unlabelled", "resized", "turned", "damaged", "content"):
                 setattr(total, name, getattr(total, name) + part[name])
             total.pixels += np.asarray(part["pixels"])
             total.values.update(part["values"])
             total.problems.merge(Problems(part["problems"]))
+            for content, place in part["places"].items():
+                total._note_place(int(content), place)
             for reason, name in part["first"].items():
                 total._note_first(reason, name)
             for height, width, name in part["extremes"].values():

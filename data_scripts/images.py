@@ -226,6 +226,11 @@ def content_sum(name: str, image: bytes, labels: np.ndarray) -> int:
     return digest.intdigest()
 
 
+def image_sum(image: bytes) -> int:
+    """A number of 64 bits (XXH3) from an image's stored bytes: equal images have one."""
+    return xxhash.xxh3_64_intdigest(image)
+
+
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W) labels at another size, by torch's plain `nearest`."""
     return labels[np.ix_(nearest_source(labels.shape[0], height), nearest_source(labels.shape[1], width))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import datasets
 import numpy as np
 
 from data_scripts.builder import SegmentationBuilder
@@ -17,6 +18,7 @@ from data_scripts.labels import IGNORE
 class OwnBuilder(SegmentationBuilder):
     """Base of the builders of people's own data; `listing.options` are the keys of data.custom."""
 
+    VERSION = datasets.Version("1.1.0")  # raise it when a check is added: what was built before it is built again
     drops_one_value: ClassVar[bool] = False
 
     def check_counts(self, counts: Mapping[str, Counts]) -> None:
@@ -42,11 +44,34 @@ class OwnBuilder(SegmentationBuilder):
                     f"No pixel of the training split is {' or '.join(absent)}: correct data.custom.classes, "
                     "label_mapping or ignore_id, or name what may be missing in data.custom.allow_absent."
                 )
-        if "train" in counts and "validation" in counts and counts["train"].samples == counts["validation"].samples:
-            raise DatasetError(
-                "The validation split holds the same images as the training split, so its score would say nothing: "
-                "name other images, or set data.custom.val_share."
-            )
+        if "train" in counts and "validation" in counts:
+            check_apart(counts["train"].places, counts["validation"].places, custom.val_share is not None)
+
+
+def check_apart(train: Mapping[int, str], validation: Mapping[int, str], drawn: bool) -> None:
+    """Refuse images that are in both splits, byte for byte: their scores would say nothing of other images.
+
+    Args:
+        train, validation: where an image is, by the sum of its bytes.
+        drawn: whether data.custom.val_share divided them.
+
+    Raises:
+        DatasetError: there are some.
+    """
+    shared = sorted((validation[content], train[content]) for content in train.keys() & validation.keys())
+    if not shared:
+        return
+    named = "; ".join(f"{there} and {here}" for there, here in shared[:3])
+    if drawn:
+        raise DatasetError(
+            f"{len(shared):,} image(s) are duplicates, of which data.custom.val_share put one into validation and one "
+            f"into training, so that the score would be too high, such as {named}: remove one of each."
+        )
+    raise DatasetError(
+        f"{len(shared):,} validation image(s) are training images too, byte for byte, so that the score would be too "
+        f"high, such as {named}: remove them from one split, or set data.custom.val_share in place of a validation "
+        "split."
+    )
 
 
 def draw_split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -110,9 +110,8 @@ def test_every_image_of_ones_own_counts_but_those_without_a_label(build):
 
 
 def test_a_validation_split_that_is_the_training_split_is_refused(build, tmp_path):
-    files = pair() | pair(folder="val/")
-    with pytest.raises(DatasetError, match="holds the same images as the training split"):
-        build(files, **VAL)
+    with pytest.raises(DatasetError, match=r"1 validation image\(s\) are training images too"):
+        build(pair() | pair(folder="val/"), **VAL)
     cells = {"image": [{"bytes": photo(), "path": None}], "annotation": [{"bytes": png(labels(0, 1)), "path": None}]}
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
     table = datasets.Dataset.from_dict(cells, features=features)
@@ -120,6 +119,33 @@ def test_a_validation_split_that_is_the_training_split_is_refused(build, tmp_pat
     for keys, words in (({}, "has no split 'validation' but 'train'"), ({"val_split": "train"}, "are both 'train'")):
         with pytest.raises(DatasetError, match=words):
             prepare("hub", root=tmp_path, cache_dir=tmp_path / "c", custom={"classes": CLASSES, "path": "one", **keys})
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_every_image_of_both_splits_is_counted_and_three_are_named(build, num_proc):
+    """Whatever the names and the labels: an image that was trained on says nothing of others."""
+    files = {key: data for number in range(6) for key, data in pair(number).items()}
+    files |= {f"val/img/v{number}.png": photo(number) for number in (1, 2, 3, 4, 9)}
+    files |= {f"val/lab/v{number}.png": png(labels(1, 0)) for number in (1, 2, 3, 4, 9)} | {"img/odd.png": photo(7)}
+    told = (
+        r"^4 validation image\(s\) .* such as v1\.png in \S+val/img and 1\.png in .*; v2.*; v3\.png[^;]*: remove them"
+    )
+    with pytest.raises(DatasetError, match=told):
+        build(files, **VAL, allow_partial=True, num_proc=num_proc)
+    for number in (1, 2, 3, 4):
+        files[f"val/img/v{number}.png"] = photo(10 + number)
+    assert build(files, **VAL, allow_partial=True, num_proc=num_proc).fingerprint["counts"]["validation"] == 5
+
+
+def test_a_duplicate_that_the_draw_divides_is_refused_and_others_are_not(build):
+    files = {key: data for number in range(10) for key, data in pair(number).items()}
+    validation = [row["image"]["path"] for row in build(files, val_share=0.2).splits["validation"]]
+    train = [f"{number}.png" for number in range(10) if f"{number}.png" not in validation]
+    apart = {f"img/{validation[0]}": files[f"img/{train[0]}"]}
+    with pytest.raises(DatasetError, match=rf"1 image\(s\) are duplicates, .*{validation[0]} in .* and {train[0]} in"):
+        build(apart, val_share=0.2)
+    together = {f"img/{validation[0]}": files[f"img/{validation[1]}"]}
+    assert build(together, val_share=0.2).fingerprint["counts"] == {"train": 8, "validation": 2}
 
 
 @pytest.mark.parametrize("keys", [("7", 7), ("0,64,128", "0, 64, 128"), ("0,64,128", "[0, 64, 128]")])
