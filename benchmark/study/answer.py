@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+STILL = 1e-6  # of mIoU: an interval as narrow as that is the rounding of float32
+
 
 class Thresholds(NamedTuple):
     """When a cheap setting may stand for a dear one: tau's interval lies above `tau`, the regret's bound is below
@@ -29,16 +31,29 @@ def _best(settings: Sequence[dict[str, Any]]) -> list[str]:
         if len(rows) < 2:
             continue
         first, candidates = rows[0], [row["encoder"] for row in rows if row["rank_set"][0] == 1]
-        score = f"{100 * first['mean_iou']:.2f} %"
-        if len(candidates) == 1:
-            told.append(f"{setting['setting']}: {first['encoder']} is the best ({score}), beyond noise.")
-        else:
+        highest = f"{setting['setting']}: {first['encoder']} scores highest ({100 * first['mean_iou']:.2f} %)"
+        best = highest.replace("scores highest", "is the best")
+        if uneven := setting["uneven_classes"]:
+            told.append(f"{highest}, but the means are over different classes (see the note on {', '.join(uneven)}).")
+        elif len(candidates) > 1:
             others = ", ".join(name for name in candidates if name != first["encoder"])
             told.append(
-                f"{setting['setting']}: {first['encoder']} scores highest ({score}), and is the best with probability "
-                f"{first['best_probability']:.2f}; {others} may be as good."
+                f"{highest}, and is the best with probability {first['best_probability']:.2f}; {others} may be as good."
             )
+        elif not _moves(setting):
+            told.append(f"{highest}, but the validation images are too few to say how far chance moves its lead.")
+        elif setting["seed_noise"]["degrees_of_freedom"]:
+            told.append(f"{best}, beyond noise.")
+        else:
+            told.append(f"{best}, beyond the noise of the images; one seed says nothing of the noise of training.")
     return told
+
+
+def _moves(setting: Mapping[str, Any]) -> bool:
+    """Whether other images would move the first encoder's lead on the second, as far as the draws know."""
+    pair = {row["encoder"] for row in setting["rows"][:2]}
+    low, high = next(d["interval"] for d in setting["differences"] if {d["better"], d["worse"]} == pair)
+    return setting["image_noise"] and high - low > STILL
 
 
 def _stand_ins(

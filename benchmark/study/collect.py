@@ -47,6 +47,13 @@ class Trained:
         """(images, classes), in pixels."""
         return self.counts["mean_iou"].denominators
 
+    @property
+    def unlabelled(self) -> dict[str, bool]:
+        """The classes without a validation label, and whether the run predicts them: then they count 0, else not."""
+        labelled = self.counts["mean_accuracy"].denominators.any(axis=0)
+        predicted = self.unions.any(axis=0)
+        return {name: bool(predicted[k]) for k, name in enumerate(self.classes) if not labelled[k]}
+
     def score(self, metric: str = "mean_iou") -> float:
         """A score of the first validation dataset, in 0..1."""
         return float(self.results[metric])
@@ -97,6 +104,19 @@ class Group:
     @property
     def encoders(self) -> list[str]:
         return list(dict.fromkeys(run.encoder for run in self.runs))
+
+    @property
+    def uneven(self) -> dict[str, list[str]]:
+        """The classes without a validation label that some runs predict and others do not: the encoders that do.
+
+        The means of such runs are over different classes.
+        """
+        predicted = {name: [run for run in self.runs if run.unlabelled[name]] for name in self.runs[0].unlabelled}
+        return {
+            name: list(dict.fromkeys(run.encoder for run in runs))
+            for name, runs in predicted.items()
+            if 0 < len(runs) < len(self.runs)
+        }
 
     def of(self, encoder: str) -> list[Trained]:
         """The runs of an encoder, by seed."""

@@ -65,7 +65,15 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
         notes.append(f"{group.setting}: no model has two seeds, so nothing is said about training again.")
     elif noise["from"]:
         notes.append(f"{group.setting}: how far seeds differ is borrowed from {noise['from']}.")
-    if len(first.unions) == 1 or (images_of_class[images_of_class > 0] == 1).all():
+    if uneven := group.uneven:
+        told = "; ".join(f"{name} is predicted by {', '.join(encoders)}" for name, encoders in uneven.items())
+        notes.append(
+            f"{group.setting}: some classes have no validation label, and count 0 in the mIoU of the runs that predict "
+            f"them alone, so that the scores must not be compared ({told}): leave these classes out of the "
+            "dataset, or add validation images of them."
+        )
+    image_noise = bool(len(first.unions) > 1 and (images_of_class > 1).any())
+    if not image_noise:
         notes.append(f"{group.setting}: each class is in one image, so no interval can be known.")
     if len(kinds := {run.kind_of_device for run in group.runs}) > 1:
         told = "; ".join(sorted(f"{device}, {precision}" for device, precision in kinds))
@@ -75,9 +83,9 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
     rows = [
         _row(group.of(encoder))
         | {
-            "interval": _floats(intervals[m]),
+            "interval": intervals[m].tolist(),
             "rank": int(ranks[m]),
-            "rank_set": [int(rank) for rank in sets[m]],
+            "rank_set": sets[m].tolist(),
             "best_probability": float(best[m]),
         }
         for m, encoder in enumerate(scores.encoders)
@@ -93,6 +101,8 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
         "classes": first.classes,
         "rare_classes": rare,
         "seed_noise": noise,
+        "image_noise": image_noise,
+        "uneven_classes": uneven,
         "rows": rows,
         "differences": _differences(scores),
         "missing": _missing(group),
@@ -100,9 +110,9 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
 
 
 def _empty_setting(group: Group) -> dict[str, Any]:
-    empty = dict.fromkeys(("dataset", "protocol", "steps", "images", "rare_classes"))
+    empty = dict.fromkeys(("dataset", "protocol", "steps", "images", "rare_classes", "image_noise"))
     noise = {"std": None, "degrees_of_freedom": 0, "from": None}
-    lists: dict[str, list] = {"classes": [], "rows": [], "differences": []}
+    lists: dict[str, Any] = {"classes": [], "uneven_classes": {}, "rows": [], "differences": []}
     return {"setting": group.setting, **empty, "seed_noise": noise, **lists, "missing": _missing(group)}
 
 
@@ -181,7 +191,7 @@ def _differences(scores: Scores) -> list[dict[str, Any]]:
                     "better": scores.encoders[better],
                     "worse": scores.encoders[worse],
                     "difference": float(scores.scores[better] - scores.scores[worse]),
-                    "interval": _floats(intervals[better, worse]),
+                    "interval": intervals[better, worse].tolist(),
                     "sure": bool(sure[better, worse]),
                 }
             )
@@ -242,7 +252,3 @@ def _versions(groups: Sequence[Group], notes: list[str]) -> dict[str, Any]:
         if len(values) > 1:
             notes.append(f"The runs were made by {len(values)} versions of this package ({name}).")
     return found
-
-
-def _floats(values: np.ndarray) -> list[float]:
-    return [float(value) for value in values]

@@ -26,24 +26,30 @@ def write_run(
     digest: str = "content-synthetic",
     hours: float = 1.0,
     device: str = "cuda (synthetic)",
+    stray: int | None = None,
 ) -> dict:
     """Write a synthetic run of the recipe that `files` and `flags` give, right on a share `skill` of its pixels.
 
-    Images are as hard for every run of a dataset; a seed adds some noise. Returns the results.
+    Images are as hard for every run of a dataset; a seed adds some noise. With `stray` the last class has no label, and
+    so many pixels are taken for it. Returns the results.
     """
     recipe = load_recipe([str(file) for file in files], [*flags, "--output.dir", str(folder)])
     random = np.random.default_rng([recipe.seed, *map(ord, str(folder))])
-    difficulty = np.random.default_rng(0).uniform(-0.1, 0.1, (images, len(classes)))
+    labelled = len(classes) - (stray is not None)
+    difficulty = np.random.default_rng(0).uniform(-0.1, 0.1, (images, labelled))
     right = np.clip(skill + difficulty + random.normal(0, 0.01, difficulty.shape), 0.01, 0.99)
     pixels = np.rint(1000 * right).astype(np.int64).ravel()
     image, label = (index.ravel() for index in np.indices(right.shape))
-    others = np.stack([image, label, (label + 1) % len(classes), 1000 - pixels], axis=1)
+    others = np.stack([image, label, (label + 1) % labelled, 1000 - pixels], axis=1)
     counts = np.concatenate([np.stack([image, label, label, pixels], axis=1), others])
+    if stray:
+        counts = np.concatenate([counts, [[0, 0, labelled, stray]]])
     confusion = np.zeros((len(classes), len(classes)), np.int64)
     np.add.at(confusion, tuple(counts[:, 1:3].T), counts[:, 3])
     scores = measure(torch.from_numpy(confusion), classes)
     # Of each class half of the pixels are near a boundary; as many of these are right as of the others.
     boundary = np.stack([np.stack([right, 2 - right]) * 500], axis=2).astype(np.int64)[:, :, 0]
+    boundary = np.pad(boundary, [(0, 0), (0, 0), (0, len(classes) - labelled)])
     scores |= BoundaryIoU(classes).score(torch.from_numpy(boundary.sum(axis=1)))
     places = np.indices(boundary.shape).reshape(3, -1)[[1, 0, 2]]
     boundaries = np.concatenate([places, boundary.reshape(1, -1)]).T

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from synthetic_runs import write_run
 
 from benchmark.__main__ import main
 from benchmark.errors import UserError
+from benchmark.page.page import render_page
 from benchmark.study.answer import Thresholds
 from benchmark.study.collect import collect
 from benchmark.study.metrics import OTHERS
@@ -71,6 +73,41 @@ def test_the_answer_follows_the_thresholds(folder):
     assert "no cheaper setting is shown to do" in strict["answer"][-1]
     lax = build_report(collect([folder]), Thresholds(tau=-1.01, regret=1.0), draws=500)
     assert "is the cheapest that will do" in lax["answer"][-1]
+
+
+def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
+    """One stray pixel of a class without a label takes a quarter of the mean, of that run alone."""
+    for setting, strays in {"uneven": (0, 1, 0), "all": (1, 1, 2), "none": (0, 0, 0)}.items():
+        for encoder, skill, stray in zip("abc", (0.85, 0.9, 0.5), strays, strict=True):
+            for seed in (0, 1):
+                flags = ["--model.encoder", encoder, "--seed", str(seed), "--output.setting", setting]
+                folder = tmp_path / setting / f"{encoder}-seed{seed}"
+                classes = ("sky", "ground", "star", "moon")
+                results = write_run(folder, [QUICK], flags, skill, classes=classes, stray=stray)
+                assert results["absent_classes"] == (0 if stray else 1)
+    report = build_report(collect([tmp_path]), draws=300)
+    (note,) = [note for note in report["notes"] if "no validation label" in note]
+    assert note.startswith("uneven: ") and "(moon is predicted by b)" in note and "leave these classes out" in note
+    assert note in markdown(report) and note in render_page(report, [])
+    told = {line.partition(":")[0]: line for line in report["answer"]}
+    assert "a scores highest" in told["uneven"] and "over different classes (see the note on moon)" in told["uneven"]
+    for setting in ("all", "none"):
+        assert re.search("b is the best .*, beyond noise", told[setting])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "images", "words"),
+    [
+        ((0, 1), 20, "is the best .*, beyond noise"),
+        ((0,), 20, "is the best .*, beyond the noise of the images; one seed says nothing of the noise of training"),
+        ((0,), 1, "scores highest .*, but the validation images are too few"),
+        ((0, 1), 1, "scores highest .*, but the validation images are too few"),
+    ],
+)
+def test_the_answer_claims_no_more_than_the_draws_know(tmp_path, seeds, images, words):
+    write_study(tmp_path, {"x": []}, {"a": 0.9, "b": 0.3}, seeds=seeds, images=images)
+    (told,) = build_report(collect([tmp_path]), draws=300)["answer"]
+    assert re.search(words, told), told
 
 
 def test_the_same_runs_give_the_same_report_in_any_order(folder):
