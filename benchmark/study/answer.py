@@ -33,8 +33,8 @@ def _best(settings: Sequence[dict[str, Any]]) -> list[str]:
         first, candidates = rows[0], [row["encoder"] for row in rows if row["rank_set"][0] == 1]
         highest = f"{setting['setting']}: {first['encoder']} scores highest ({100 * first['mean_iou']:.2f} %)"
         best = highest.replace("scores highest", "is the best")
-        if uneven := setting["uneven_classes"]:
-            told.append(f"{highest}, but the means are over different classes (see the note on {', '.join(uneven)}).")
+        if setting["uneven_classes"]:
+            told.append(f"{highest}, but the means are over different classes: see the notes.")
         elif len(candidates) > 1:
             others = ", ".join(name for name in candidates if name != first["encoder"])
             told.append(

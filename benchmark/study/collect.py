@@ -50,9 +50,9 @@ class Trained:
     @property
     def unlabelled(self) -> dict[str, bool]:
         """The classes without a validation label, and whether the run predicts them: then they count 0, else not."""
-        labelled = self.counts["mean_accuracy"].denominators.any(axis=0)
-        predicted = self.unions.any(axis=0)
-        return {name: bool(predicted[k]) for k, name in enumerate(self.classes) if not labelled[k]}
+        labelled = self.counts["mean_accuracy"].denominators.sum(axis=0)
+        predicted = self.unions.sum(axis=0)
+        return {name: bool(predicted[k] > 0) for k, name in enumerate(self.classes) if labelled[k] == 0}
 
     def score(self, metric: str = "mean_iou") -> float:
         """A score of the first validation dataset, in 0..1."""

@@ -90,7 +90,7 @@ def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
     assert note.startswith("uneven: ") and "(moon is predicted by b)" in note and "leave these classes out" in note
     assert note in markdown(report) and note in render_page(report, [])
     told = {line.partition(":")[0]: line for line in report["answer"]}
-    assert "a scores highest" in told["uneven"] and "over different classes (see the note on moon)" in told["uneven"]
+    assert "a scores highest" in told["uneven"] and "over different classes: see the notes" in told["uneven"]
     for setting in ("all", "none"):
         assert re.search("b is the best .*, beyond noise", told[setting])
 
