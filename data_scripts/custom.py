@@ -115,8 +115,13 @@ def parse_custom(keys: Mapping[str, Any]) -> Custom:
         # YAML gives numbers and a saved recipe strings, but the digest must be the same.
         custom = replace(custom, label_mapping={str(key): value for key, value in custom.label_mapping.items()})
     count = len(custom.classes)
-    if not 1 <= count < IGNORE or len(set(custom.classes)) != count:
-        raise DatasetError(f"data.custom.classes must hold 1 to {IGNORE - 1} different names: list them by train id.")
+    if count == 1:
+        raise DatasetError(
+            f"data.custom.classes holds {custom.classes[0]!r} alone, and a score over one class is 100 % whatever a "
+            "model does: name every class, the background too, and check that the label maps hold more than one value."
+        )
+    if not 2 <= count < IGNORE or len(set(custom.classes)) != count:
+        raise DatasetError(f"data.custom.classes must hold 2 to {IGNORE - 1} different names: list them by train id.")
     if custom.colors is not None and not all(is_color(color) for color in custom.colors):
         raise DatasetError("data.custom.colors must hold colours [r, g, b] in 0..255: correct it or leave it out.")
     for raw, train_id in custom.rule().train_ids.items():

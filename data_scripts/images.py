@@ -135,6 +135,11 @@ def decode_labels(data: bytes, where: object, colors: bool = False) -> np.ndarra
     With `colors` the image's RGB colours, as int32 r * 65536 + g * 256 + b. DatasetError names `where` and the remedy.
     """
     image = decode(data, where, LABEL_FORMATS)
+    if image.mode in ("RGBA", "LA", "PA") and len(set(image.getchannel("A").getextrema())) > 1:
+        raise DatasetError(
+            f"{where} has an alpha channel of several values, which is not read: save what holds the classes alone, by "
+            "'magick in.png -alpha extract out.png' for the alpha channel, or '-alpha off' for the others."
+        )
     if colors:
         deep_png = image.format == "PNG" and data[24] == 16  # PIL drops the low byte of a channel
         if image.mode.startswith(("I", "F")) or deep_png:

@@ -113,7 +113,7 @@ def test_a_value_beyond_the_classes_is_named(tmp_path, make):
     ("keys", "sentence"),
     [
         ({"clases": CLASSES}, "no key 'clases': the nearest is 'classes'"),
-        ({"classes": []}, "classes must hold 1 to 254 different names"),
+        ({"classes": []}, "classes must hold 2 to 254 different names"),
         ({"ignore_id": 1}, "ignore_id 1 is the train id of 'tree'"),
         ({"label_mapping": {0: 3}}, "sends 0 to 3"),
         ({"label_mapping": {"0,0": 0}}, "the key '0,0'"),

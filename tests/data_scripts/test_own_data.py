@@ -88,8 +88,29 @@ def test_masks_of_0_and_255_are_not_all_ignored(build):
         build(pair(0, (0, 255)) | pair(1, (0, 255)))
     assert "\n" not in str(error.value)
     assert [np.unique(m).tolist() for m in stored(build(label_mapping={0: 0, 255: 1}))] == [[0, 1], [0, 1]]
-    meant = build(label_mapping={0: 0, 255: 255}, classes=["background"])
+    meant = build(label_mapping={0: 0, 255: 255}, allow_absent=["object"])
     assert [np.unique(m).tolist() for m in stored(meant)] == [[0, 255], [0, 255]]
+
+
+def test_one_class_alone_is_refused(build):
+    """Its mIoU is 100 %, whatever the model: most often the classes are elsewhere in the files."""
+    with pytest.raises(
+        DatasetError, match=r"holds 'background' alone, and a score over one class is 100 %.*: name every"
+    ):
+        build(pair(0, (0, 0)), classes=["background"])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("colors", [False, True])
+def test_classes_in_an_alpha_channel_are_not_dropped(mode, colors):
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.zeros((16, 24), np.uint8)).convert(mode)
+    image.putalpha(Image.fromarray(labels(0, 1, 2)))
+    image.save(buffer, "PNG")
+    with pytest.raises(DatasetError, match=r"a\.png has an alpha channel of several values.*: save what holds"):
+        decode_labels(buffer.getvalue(), "a.png", colors)
+    opaque = np.dstack([np.full((16, 24, 3), 7, np.uint8), np.full((16, 24), 255, np.uint8)])
+    assert np.unique(decode_labels(png(opaque), "a.png", colors=True)).tolist() == [0x070707]
 
 
 def test_a_class_without_a_pixel_in_training_is_named(build):
