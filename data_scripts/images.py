@@ -105,13 +105,20 @@ def check_chunks(data: bytes, where: object) -> None:
 def check_image(data: bytes, where: object) -> ImageInfo:
     """What a training image is, after decoding it once; DatasetError if it is not readable."""
     image = decode(data, where, IMAGE_FORMATS)
-    if image.mode not in IMAGE_MODES:
+    if image.mode not in IMAGE_MODES or is_deep(image, data):
         raise DatasetError(
             f"{where} has pixels of mode {image.mode}, more than 8 bits a channel, whose range is not known: convert "
             "it to 8 bits a channel."
         )
     turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
     return ImageInfo(image.height, image.width, turned, image.format in ("JPEG", "MPO") and is_damaged_jpeg(data))
+
+
+def is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG or TIFF has more than 8 bits a channel, of which PIL drops the low ones where it has colours."""
+    if image.format == "PNG":
+        return data[24] > 8  # of the IHDR chunk, which is the first in every PNG
+    return image.format == "TIFF" and max(image.tag_v2.get(BITS, (8,))) > 8
 
 
 def is_damaged_jpeg(data: bytes) -> bool:
@@ -141,8 +148,7 @@ def decode_labels(data: bytes, where: object, colors: bool = False) -> np.ndarra
             "'magick in.png -alpha extract out.png' for the alpha channel, or '-alpha off' for the others."
         )
     if colors:
-        deep_png = image.format == "PNG" and data[24] == 16  # PIL drops the low byte of a channel
-        if image.mode.startswith(("I", "F")) or deep_png:
+        if image.mode.startswith(("I", "F")) or is_deep(image, data):
             raise DatasetError(
                 f"{where} has 16 bits or more a channel, but data.custom.label_mapping names 8-bit colours: save it "
                 "with 8 bits a channel, or map its numbers."

@@ -289,14 +289,35 @@ def test_several_pages_and_lossy_labels_are_refused():
         decode_labels(buffer.getvalue(), "a")
 
 
-def test_16_bit_colours_are_not_cut_to_8():
-    rows = b"".join(b"\0" + np.full((24, 3), 300, ">u2").tobytes() for _ in range(16))
+def deep_png(array: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours (H, W, 3), which PIL does not write."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 24, 16, 16, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *array.shape[1::-1], 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_tiff(array: np.ndarray) -> bytes:
+    """A TIFF of 16-bit colours (H, W, 3), which PIL does not write."""
+    height, width, _ = array.shape
+    data, strip = array.astype("<u2").tobytes(), 8 + 2 + 9 * 12 + 4 + 6
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, strip - 6), (259, 3, 1, 1), (262, 3, 1, 2)]
+    tags += [(273, 4, 1, strip), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(data))]
+    body = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + struct.pack("<IHHH", 0, 16, 16, 16) + data
+
+
+@pytest.mark.parametrize("write", [deep_png, deep_tiff])
+def test_16_bit_colours_are_not_cut_to_8(build, write):
+    """PIL opens both as RGB of 8 bits, of which it takes the high byte: a 12-bit sensor's photo is nearly black."""
+    data = write(np.random.default_rng(0).integers(0, 4096, (16, 24, 3)))
+    image = Image.open(io.BytesIO(data))
+    assert image.mode == "RGB" and np.asarray(image).max() == 15
+    with pytest.raises(DatasetError, match=r"0\.\w+ .* mode RGB, more than 8 bits a channel"):
+        build({f"img/0.{'png' if write is deep_png else 'tif'}": data, "lab/0.png": png(labels(0, 1))})
     for encoded in (data, png(np.full((4, 4), 300, np.uint16))):
         with pytest.raises(DatasetError, match="16 bits or more a channel"):
             decode_labels(encoded, "a", colors=True)
