@@ -60,8 +60,7 @@ def decode(data: bytes, where: object, formats: tuple[str, ...]) -> Image.Image:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise DatasetError(f"{where} holds {image.n_frames} pictures: save the one that is meant, as PNG.")
             check_chunks(data, where)
-            if formats == LABEL_FORMATS:
-                check_label_tags(image, where)  # before it is loaded, which turns it and removes the tag
+            check_tags(image, where, formats == LABEL_FORMATS)  # before it is loaded, which turns it, removing the tag
             image.load()
     except DatasetError:
         raise
@@ -110,7 +109,7 @@ def check_image(data: bytes, where: object) -> ImageInfo:
             f"{where} has pixels of mode {image.mode}, more than 8 bits a channel, whose range is not known: convert "
             "it to 8 bits a channel."
         )
-    turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
     return ImageInfo(image.height, image.width, turned, image.format in ("JPEG", "MPO") and is_damaged_jpeg(data))
 
 
@@ -167,11 +166,21 @@ def decode_labels(data: bytes, where: object, colors: bool = False) -> np.ndarra
     return np.asarray(image) // gray_step(image, data)
 
 
-def check_label_tags(image: Image.Image, where: object) -> None:
-    """Refuse label maps of which PIL would not give the stored values; DatasetError says why."""
+def check_tags(image: Image.Image, where: object, labels: bool) -> None:
+    """Refuse TIFFs of which PIL would not give the stored pixels; DatasetError says why.
+
+    PIL turns a TIFF by its orientation, though no other image, and nothing turns its label map.
+    """
     if image.format != "TIFF":
         return
     tags = image.tag_v2
+    if not labels:
+        if tags.get(ORIENTATION, 1) not in (0, 1):
+            raise DatasetError(
+                f"{where} has an orientation, by which readers turn it but not its labels: remove it, by 'mogrify "
+                "-auto-orient -strip' where the labels fit the turned image, by 'mogrify -orient undefined' else."
+            )
+        return
     bits = tags.get(BITS, (8,))
     for refused, reason in (
         (tags.get(PHOTOMETRIC) == 0, "is stored inverted (WhiteIsZero)"),

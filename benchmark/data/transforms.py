@@ -145,7 +145,8 @@ def thumbnail(image: torch.Tensor) -> torch.Tensor:
 def decode_image(encoded: bytes) -> torch.Tensor:
     """uint8 (3, H, W) RGB of an image of any colour mode, as PIL decodes and converts it; EXIF rotates nothing.
 
-    Strides are those of channels-last, the layout that torchvision resizes fast. Raises DecodeError.
+    PIL turns a TIFF by its orientation, so that a dataset's builder refuses those that have one. Strides
+    are those of channels-last, the layout that torchvision resizes fast. Raises DecodeError.
     """
     return _decode(encoded, "RGB")
 

@@ -334,6 +334,16 @@ def test_exif_that_turns_a_photo_beside_labels_that_do_not_is_named(build):
     assert "1 turned by EXIF, such as 0.jpg: pixels and labels are taken as stored" in format_report(prepared)
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_with_an_orientation_is_refused(build, orientation):
+    """PIL turns TIFFs alone, so that half of them would lie upside down under their labels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    files = {"img/0.tif": tiff(pixels, t274=orientation), "lab/0.png": png(labels(0, 1))}
+    with pytest.raises(DatasetError, match=r"0\.tif .* has an orientation, .*: remove it, by 'mogrify -auto-orient"):
+        build(files)
+    build({"img/0.tif": tiff(pixels, t274=1)})
+
+
 # Damage
 
 
