@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Collection, Container, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,22 +19,20 @@ from data_scripts.own import OwnBuilder, share_out
 from data_scripts.problems import Problems
 
 IMAGE_ENDINGS = (
-    *(
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".jpe",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".gif",
-        ".heic",
-    ),
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".gif",
+    ".heic",
 )
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".gif")
 OTHER_LABELS = (".jpg", ".jpeg", ".webp", ".npy", ".npz", ".mat", ".json", ".xml", ".txt")  # that are not read
@@ -67,7 +66,8 @@ class Builder(OwnBuilder):
                 if not pairs:
                     raise DatasetError(nothing_found(photos, maps, images, labels, source.root))
                 if names:
-                    pairs = listed_pairs(pairs, source.root, names, problems)
+                    folders = {Path(source.root, place.replace("\\", "/")).name for place in (images, labels)}
+                    pairs = listed_pairs(pairs, source.root, names, folders, problems)
                     records.append({"name": names, "pairs": sorted(pairs)})
                 elif unpaired and not source.allow_partial:
                     for sentence in unpaired:
@@ -176,29 +176,52 @@ def find_pairs(photos: Place, maps: Place, custom: Custom) -> tuple[dict[str, Sa
     return natural_pairs(images, labels), unpaired
 
 
-def listed_pairs(pairs: dict[str, Sample], root: str, file: str, problems: Problems) -> dict[str, Sample]:
-    """The pairs that a list file names, one stem or path a line, in the pairs' order."""
+def listed_pairs(
+    pairs: dict[str, Sample], root: str, file: str, folders: Collection[str], problems: Problems
+) -> dict[str, Sample]:
+    """The pairs that a list file names, one stem or path a line, in the pairs' order.
+
+    Args:
+        folders: names of the folders of images and labels, with which a path may begin.
+    """
     path = Path(root) / file
     if not path.is_file():
         raise DatasetError(f"The list {path} is not there{near_names(path)}: correct data.custom.")
-    by_name: dict[str, str] = {}
+    by_tail: dict[str, list[str]] = {}
     for key in pairs:
-        by_name[key] = key
-        by_name.setdefault(key.rpartition("/")[2], key)
-    chosen = set()
+        for tail in tails(key):
+            by_tail.setdefault(tail, []).append(key)
+    chosen: set[str] = set()
     for line in path.read_text(encoding="utf-8").splitlines():
         name = plain_name(line.strip().split("\t")[0])
         if not name:
             continue
         first = name.split(" ")[0]  # some lists name an image and its label
         candidates = (name, *(n[: -len(longest_ending(n, IMAGE_ENDINGS)) or None] for n in (name, first)))
-        tails = [candidate.rpartition("/")[2] for candidate in candidates]
-        key = next((by_name[c] for c in (*candidates, *tails) if c in by_name), None)
-        if key is None:
-            problems.add("names of a list", f"{file} names {name}, which has no image with a label: correct the list.")
-        else:
-            chosen.add(key)
+        found = next(filter(None, (named_keys(c, pairs, by_tail, folders) for c in candidates)), [])
+        if len(found) == 1:
+            chosen.update(found)
+            continue
+        why = f"which may be {' or '.join(found[:3])}" if found else "which has no image with a label"
+        problems.add("names of a list", f"{file} names {name}, {why}: correct the list.")
     return {key: pair for key, pair in pairs.items() if key in chosen}
+
+
+def named_keys(
+    name: str, keys: Container[str], by_tail: Mapping[str, list[str]], folders: Collection[str]
+) -> list[str]:
+    """The keys that a name may mean: itself, else those that end in it, else what follows one of `folders` in it."""
+    if name in keys:
+        return [name]
+    parts = name.split("/")
+    below = ["/".join(parts[i + 1 :]) for i, part in enumerate(parts) if part in folders]
+    return by_tail.get(name) or [key for key in below if key in keys][:1]
+
+
+def tails(key: str) -> list[str]:
+    """A path, and what is left of it without its first folders."""
+    parts = key.split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts))]
 
 
 def nothing_found(photos: Place, maps: Place, images: str, labels: str, root: str) -> str:

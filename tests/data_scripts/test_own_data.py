@@ -509,6 +509,25 @@ def test_lists_name_the_pairs_of_a_split(build, tmp_path):
         build(train_list="train.txt", val_list="val.txt")
 
 
+def test_a_list_never_takes_another_file_than_the_one_named(build, tmp_path):
+    files = {f"img/{name}.png": photo(k) for k, name in enumerate(("a/0", "b/0", "b/1", "c/d/2", "3"))}
+    files |= {name.replace("img/", "lab/"): png(labels(0, 1)) for name in files}
+    build(files)
+    right = ("b/0", "1", "img/a/0.png", "my/img/c/d/2.png", "lab/3.png", "d/2")
+    (tmp_path / "list.txt").write_text("\n".join(right))
+    paths = [row["image"]["path"] for row in build(train_list="list.txt").splits["train"]]
+    assert sorted(paths) == ["3.png", "a/0.png", "b/0.png", "b/1.png", "c/d/2.png"]
+    for line, told in {
+        "c/0": "c/0, which has no image with a label",
+        "0.png": "0.png, which may be a/0 or b/0",
+        "val/3.png": "val/3.png, which has no image",
+        "img/1.png lab/1.png": "img/1.png lab/1.png, which has no",
+    }.items():
+        (tmp_path / "list.txt").write_text(f"b/1\n{line}\n")
+        with pytest.raises(DatasetError, match=rf"list\.txt names {told}.*: correct the list"):
+            build(train_list="list.txt")
+
+
 def test_a_share_of_the_training_pairs_validates(build):
     files = {key: value for number in range(10) for key, value in pair(number).items()}
     prepared = build(files, val_share=0.2)
