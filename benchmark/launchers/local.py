@@ -1,4 +1,4 @@
-"""A study's runs on this machine, as many at once as there are places, and each run once, whoever else starts them.
+"""A study's runs on this machine, as many at once as there are places, and each once, though other sweeps start it too.
 
 A run is a group of processes. It holds a lock beside its folder, which the system releases when the last of them that
 has it ends: a second sweep leaves it alone while it lives, and takes it over when it is gone. Over NFS the lock holds
@@ -45,7 +45,6 @@ class Active:
     place: Place
     process: subprocess.Popen
     lock: int
-    marked: int  # the step of the last preemption, -1 before the first
 
 
 def find_places(devices: Sequence[str], gpus_per_run: int, jobs: int, cores: int) -> list[Place]:
@@ -138,7 +137,7 @@ class LocalSweep:
         if self._is_done(cell):  # meanwhile
             os.close(lock)
             return False
-        marked = _marked_step(cell.folder)
+        (cell.folder / PREEMPTED).unlink(missing_ok=True)  # of an earlier start
         failure_file(cell.folder).unlink(missing_ok=True)
         place = self.free.pop(0)
         command = [*place.command, train_script(), *cell.arguments]
@@ -154,7 +153,7 @@ class LocalSweep:
                 start_new_session=True,  # a group of its own, because Ctrl-C must reach this process alone
                 pass_fds=[lock],  # the launcher holds the lock, too: it outlives this process
             )
-        self.active.append(Active(cell, place, process, lock, marked))
+        self.active.append(Active(cell, place, process, lock))
         self.say(f"{cell.name}: started")
         if self.signals:  # which came while it was being started
             _signal_group(process.pid, signal.SIGTERM)
@@ -165,14 +164,14 @@ class LocalSweep:
         return active.process.poll() is not None and not _signal_group(active.process.pid, 0)
 
     def _finish(self, active: Active) -> bool:
-        """Say how a run ended, and give its place and its lock back; whether it has to run again."""
+        """Say how a run ended, and release its place and its lock; whether it has to run again."""
         cell, again = active.cell, False
         self.active.remove(active)
         self.free.append(active.place)
         marked = _marked_step(cell.folder)
         if (cell.folder / RESULTS).exists():
             self.say(f"{cell.name}: finished")
-        elif self.signals or marked > active.marked:
+        elif self.signals or marked >= 0:
             again = not self.signals
             self.say(f"{cell.name}: interrupted at step {max(marked, 0):,}")
         else:
@@ -211,8 +210,9 @@ def _signal_group(group: int, number: int) -> bool:
     """Send a signal to a group of processes; whether it has any."""
     try:
         os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # macOS, for a group whose processes have ended but are not waited for
+    except (
+        ProcessLookupError,
+        PermissionError,
+    ):  # the latter on macOS, for processes that ended and are not waited for
         return False
     return True

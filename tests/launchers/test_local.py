@@ -109,6 +109,22 @@ def test_a_signal_ends_all_runs_as_preempted_and_the_next_sweep_resumes_them(tmp
     assert starts(tmp_path) == ["s/slow-seed0", "s/slow-seed0", "s/b-seed0"]
 
 
+def test_a_run_that_is_preempted_twice_at_one_step_has_not_failed_and_an_old_mark_saves_none(tmp_path):
+    folder, failing = (tmp_path / "s" / f"{name}-seed0" for name in ("slow", "fails"))
+    failing.mkdir(parents=True)
+    (failing / "preempted.json").write_text('{"step": 4}')
+    process = start_sweep(tmp_path, ["fails", "slow"])
+    for number in (2, 3):
+        wait_until(lambda number=number: len(starts(tmp_path)) == number and run_status(folder).state == "running")
+        time.sleep(0.5)
+        if number == 3:
+            (folder / "hurry").touch()
+        os.kill(int((tmp_path / "journal").read_text().split("\n")[number - 1].split()[1]), signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert starts(tmp_path) == ["s/fails-seed0", *["s/slow-seed0"] * 3]
+    assert (run_status(folder).state, run_status(failing).state) == (FINISHED, FAILED)
+
+
 def test_a_machines_places():
     eight = [str(number) for number in range(8)]
     pairs = find_places(eight, 2, 1, 16)
