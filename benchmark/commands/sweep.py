@@ -80,7 +80,7 @@ def check(study: Study, processes: int) -> tuple[list[Cell], dict[Cell, str]]:
     missing = []
     for cell in study.cells:
         recipe = cell.recipe
-        train, model = recipe.train, repr((recipe.model, recipe.data))
+        train, model = recipe.train, repr((recipe.model, recipe.data, recipe.loss))  # what check_model reads
         try:
             if RunFolder(cell.folder, identity(recipe)).finished_results("auto"):
                 continue

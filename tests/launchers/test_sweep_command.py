@@ -99,3 +99,13 @@ def test_each_run_of_a_fault_that_several_share_is_kept_back(study, tmp_path, fl
     assert len(faults) == (2 if told else 0)
     assert len(missing) == 2 - len(faults)
     assert all(told in fault for fault in faults.values())
+
+
+@pytest.mark.parametrize("order", [("right", "wrong"), ("wrong", "right")])
+def test_a_fault_of_one_settings_loss_is_not_anothers(tmp_path, tiny, order):
+    settings = {"right": "[tiny.yaml]", "wrong": "[tiny.yaml, {loss.class_weights: [1, 2]}]"}
+    lines = "".join(f"  {name}: {settings[name]}\n" for name in order)
+    (tmp_path / "loss.yaml").write_text(f"encoders: {{a: [{{model.encoder: test_vit}}]}}\nsettings:\n{lines}")
+    missing, faults = check(load_study(tmp_path / "loss.yaml", folder=tmp_path / "runs"), 1)
+    assert [cell.setting for cell in missing] == ["right"]
+    assert [cell.setting for cell in faults] == ["wrong"]
