@@ -19,7 +19,7 @@ JOBS = "slurm.json"  # in the study's folder: the jobs that were submitted, and 
 SECONDS = 180  # between the signal and the end of the time limit: a checkpoint is written in them
 
 # Slurm signals steps and not the script, so that a run is a step. Its line runs in a process group of its own, to which
-# the step hands signals on, and which it outlives, because a launcher ends at a signal while its processes still save.
+# the step forwards signals, and which it outlives, because a launcher ends at a signal while its processes still save.
 SCRIPT = """#!/bin/bash
 {header}
 set -um
@@ -85,12 +85,21 @@ def submit(study: Study, cells: Sequence[Cell], options: Mapping[str, str], gpus
 def write_job(
     folder: Path, study: Study, cells: Sequence[Cell], options: Mapping[str, str], gpus_per_run: int | None
 ) -> Path:
-    """Write the job's script and its lines to a folder; return the script."""
+    """Write the job's script and its lines to a folder; return the script.
+
+    Raises:
+        UserError: Slurm would give a run other GPUs than it trains on.
+    """
     gpus = gpus_per_run or 1
     wanted = {"job-name": study.name, "time": "24:00:00", "gpus-per-node": str(gpus)} | dict(options)
-    if wanted["gpus-per-node"] == "0":  # a run on a CPU
+    if wanted["gpus-per-node"] == "0" and not gpus_per_run:  # a run on a CPU
         gpus = 0
         del wanted["gpus-per-node"]
+    elif wanted["gpus-per-node"].rpartition(":")[2] != str(gpus):  # a kind of GPU may stand before the number
+        raise UserError(
+            f"--slurm.gpus-per-node is {wanted['gpus-per-node']}, but a run trains on {gpus} GPU(s): give "
+            "--gpus_per_run that number."
+        )
     launcher = shlex.join([sys.executable, "-m", "accelerate.commands.launch"])
     lines = [cell.line(launch_options(gpus)).replace("accelerate launch", launcher, 1) for cell in cells]
     logs = [shlex.quote(os.path.abspath(cell.folder.with_name(f"{cell.folder.name}.log"))) for cell in cells]

@@ -55,6 +55,23 @@ def test_the_script_is_bash_and_asks_for_what_was_said(study, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("wanted", "gpus_per_run", "right"),
+    [("2", None, False), ("0", 2, False), ("a100:4", 2, False), ("2", 2, True), ("a100:2", 2, True), ("0", None, True)],
+)
+def test_slurm_gives_a_run_the_gpus_that_it_trains_on(study, wanted, gpus_per_run, right):
+    def write():
+        return write_job(study.folder, study, study.cells[:1], {"gpus-per-node": wanted}, gpus_per_run)
+
+    if right:
+        assert (f"--gpus-per-node={wanted}\n" in write().read_text()) == (wanted != "0")
+    else:
+        with pytest.raises(
+            UserError, match=rf"gpus-per-node is {wanted}, but .* {gpus_per_run or 1} GPU.*--gpus_per_run"
+        ):
+            write()
+
+
+@pytest.mark.parametrize(
     ("ending", "status", "told"), [("results.json", 0, ""), ("", 1, "error"), ("preempted.json", 0, "requeue 5_1")]
 )
 def test_the_script_says_how_its_run_ended(study, tmp_path, ending, status, told):
