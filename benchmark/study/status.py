@@ -1,4 +1,4 @@
-"""Where a study's runs stand, from their folders alone, whoever trains them."""
+"""Where a study's runs stand, from their folders alone, whatever trains them."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Status:
         state: one of finished, running, interrupted, failed, waiting.
         step, steps: done, and to do; `steps` is None before the run has started.
         score: the last mIoU in 0..1; None before the first evaluation.
-        seconds: of training and evaluation that are left (None where unknown); of a finished run, that it took.
+        seconds: of training that are left (None where unknown); of a finished run, of training and evaluation.
         sentence: why it failed.
     """
 
@@ -166,32 +166,46 @@ def summary(statuses: dict[Cell, Status]) -> str:
     counts = [f"{states.count(state)} {state}" for state in (FINISHED, RUNNING, INTERRUPTED, FAILED, WAITING)]
     text = f"{len(states)} runs: " + ", ".join(count for count in counts if not count.startswith("0 "))
     left = seconds_left(statuses)
-    return f"{text}; about {_duration(left)} left" if left else text
+    if left is None or not left[0]:
+        return text
+    return f"{text}; about {_duration(left[0])}{'' if left[1] else ' of training'} left"
 
 
-def seconds_left(statuses: dict[Cell, Status]) -> float | None:
-    """The time until all runs have ended, as many at once as run now; None where no run has told its speed.
+def seconds_left(statuses: dict[Cell, Status]) -> tuple[float, bool] | None:
+    """The time until all runs have ended, as many at once as run now, and whether it holds that of their evaluations.
 
-    A run that has not told its speed takes as long as the mean of those that have in its setting, else of all.
+    A run takes as long as the finished runs of its setting did. Where none is finished, its own speed of training says
+    what is left, or that of the setting's other runs, or what is known of other settings. None where nothing is known.
     """
-    known: dict[str, list[float]] = {}
-    for cell, status in statuses.items():
-        if status.seconds is not None and status.steps and status.step:
-            done = 1.0 if status.state == FINISHED else 1 - status.step / status.steps
-            if done:
-                known.setdefault(cell.setting, []).append(status.seconds / done)
+    measured, trained = (_whole_seconds(statuses, finished) for finished in (True, False))
+    known = trained | measured
     if not known:
         return None
     everywhere = [seconds for values in known.values() for seconds in values]
-    total = 0.0
+    total, evaluated = 0.0, True
     for cell, status in statuses.items():
-        if status.state in (RUNNING, INTERRUPTED) and status.seconds is not None:
+        if status.state not in (RUNNING, INTERRUPTED, WAITING):
+            continue
+        evaluated &= cell.setting in measured or cell.setting not in trained
+        if status.seconds is not None and cell.setting not in measured:
             total += status.seconds
-        elif status.state in (RUNNING, INTERRUPTED, WAITING):
+        else:
             values = known.get(cell.setting, everywhere)
-            total += sum(values) / len(values)
+            total += sum(values) / len(values) * (1 - status.step / status.steps if status.steps else 1)
     running = sum(status.state == RUNNING for status in statuses.values())
-    return total / max(1, running)
+    return total / max(1, running), evaluated
+
+
+def _whole_seconds(statuses: dict[Cell, Status], finished: bool) -> dict[str, list[float]]:
+    """By setting, how long its finished runs took, or its other ones would take from their first step to their last."""
+    found: dict[str, list[float]] = {}
+    for cell, status in statuses.items():
+        if status.seconds is None or finished != (status.state == FINISHED):
+            continue
+        left = 1.0 if finished else 1 - status.step / status.steps if status.steps else 0
+        if left:
+            found.setdefault(cell.setting, []).append(status.seconds / left)
+    return found
 
 
 def _duration(seconds: float) -> str:
