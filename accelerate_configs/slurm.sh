@@ -31,7 +31,7 @@ fi
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SHUTDOWN_TIMEOUT=150 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
 
-# A preemption comes as SIGTERM to this script; srun hands it on, and the marker is read when the step has ended.
+# A preemption comes as SIGTERM to this script; srun forwards it, and the marker is read when the step has ended.
 trap 'kill -TERM "$step" 2>/dev/null' TERM
 rm -f "$output/preempted.json"  # of an earlier start: this one may fail before it takes it away
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

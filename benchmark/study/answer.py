@@ -1,4 +1,4 @@
-"""A report's answer in words: which encoder, and which cheap setting may stand for a dear one."""
+"""A report's answer in words: which encoder, and which cheap setting may stand for an expensive one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ STILL = 1e-6  # of mIoU: an interval as narrow as that is the rounding of float3
 
 
 class Thresholds(NamedTuple):
-    """When a cheap setting may stand for a dear one: tau's interval lies above `tau`, the regret's bound is below
+    """When a cheap setting may stand for an expensive one: tau's interval lies above `tau`, the regret's bound is below
     `regret`, in 0..1 of mIoU."""
 
     tau: float = 0.5

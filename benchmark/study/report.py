@@ -206,7 +206,7 @@ def _pairs(groups: Sequence[Group], scores: Mapping[str, Scores], seed: int) -> 
             shared = [encoder for encoder in first.encoders if encoder in second.encoders]
             if not shared:
                 continue
-            a, b, ratio = _cheap_and_dear(first, second, shared)
+            a, b, ratio = _cheap_and_expensive(first, second, shared)
             tau = statistics.rank_correlation(scores[a.setting], scores[b.setting], seed)
             regret = statistics.choice_regret(scores[a.setting], scores[b.setting])
             found.append(
@@ -226,7 +226,7 @@ def _pairs(groups: Sequence[Group], scores: Mapping[str, Scores], seed: int) -> 
     return found
 
 
-def _cheap_and_dear(first: Group, second: Group, shared: Sequence[str]) -> tuple[Group, Group, float | None]:
+def _cheap_and_expensive(first: Group, second: Group, shared: Sequence[str]) -> tuple[Group, Group, float | None]:
     """Two settings by their GPU-hours for the encoders that they share, and the ratio of these.
 
     The ratio is None where devices or precisions differ; the order is then the study's.

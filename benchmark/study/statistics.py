@@ -40,7 +40,7 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class Regret:
-    """What is lost in a dear setting where a cheap one chose the encoder: at least 0, in units of the score."""
+    """What is lost in an expensive setting where a cheap one chose the encoder: at least 0, in units of the score."""
 
     encoder: str
     estimate: float
@@ -155,22 +155,22 @@ def permutation_p_value(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
     return (1 + found) / (1 + PERMUTATIONS)
 
 
-def choice_regret(cheap: Scores, dear: Scores) -> Regret | None:
-    """What is lost in `dear` where the best encoder of `cheap` is taken, among those that both have; None without any.
+def choice_regret(cheap: Scores, expensive: Scores) -> Regret | None:
+    """What is lost in `expensive` where the best encoder of `cheap` is taken, of those in both; None without any.
 
-    The estimate is the best score in `dear` less that of the choice. Its upper bound is the largest of the encoders'
-    one-sided upper bounds of their lead on the choice, each for itself: where that of the truly best one holds, so
-    does the largest (intersection-union test: Berger, Technometrics 1982). Among encoders that tie in `cheap`, the
-    worst in `dear` counts as chosen.
+    The estimate is the best score in `expensive` less that of the choice. Its upper bound is the largest of the
+    encoders' one-sided upper bounds of their lead on the choice, each for itself: where that of the truly best one
+    holds, so does the largest (intersection-union test: Berger, Technometrics 1982). Among encoders that tie in
+    `cheap`, the worst in `expensive` counts as chosen.
     """
-    shared = [encoder for encoder in cheap.encoders if encoder in dear.encoders]
+    shared = [encoder for encoder in cheap.encoders if encoder in expensive.encoders]
     if not shared:
         return None
-    cheap, dear = cheap.of(shared), dear.of(shared)
+    cheap, expensive = cheap.of(shared), expensive.of(shared)
     tied = np.flatnonzero(cheap.scores == cheap.scores.max())
-    chosen = int(tied[dear.scores[tied].argmin()])
-    lead = dear.scores - dear.scores[chosen]
-    bounds = 2 * lead - np.quantile(dear.draws - dear.draws[chosen], 1 - LEVEL, axis=1)
+    chosen = int(tied[expensive.scores[tied].argmin()])
+    lead = expensive.scores - expensive.scores[chosen]
+    bounds = 2 * lead - np.quantile(expensive.draws - expensive.draws[chosen], 1 - LEVEL, axis=1)
     return Regret(shared[chosen], float(lead.max()), float(max(0, bounds.max())))
 
 

@@ -23,7 +23,18 @@ COLUMNS = (
     "GiB",
     "GFLOPs",
 )
-PAIR_COLUMNS = ("cheap", "dear", "encoders", "tau", "95 % interval", "p", "choice", "regret", "at most", "cost ratio")
+PAIR_COLUMNS = (
+    "cheap",
+    "expensive",
+    "encoders",
+    "tau",
+    "95 % interval",
+    "p",
+    "choice",
+    "regret",
+    "at most",
+    "cost ratio",
+)
 METRIC_COLUMNS = ("%", "95 % interval", "rank set")
 RUN_KEYS = (
     *("setting", "encoder", "model", "seed", "state", "dataset", "protocol", "steps", "mean_iou", "parameters"),

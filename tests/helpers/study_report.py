@@ -73,11 +73,11 @@ def _setting(random, name: str, encoders: list[str], true, classes: int, seeds: 
         )
     rows.sort(key=lambda row: -row["mean_iou"])
     for rank, row in enumerate(rows, 1):
-        dearer = [
+        beaten = [
             other for other in rows if other["gpu_hours"] > row["gpu_hours"] or other["mean_iou"] < row["mean_iou"]
         ]
         row |= {"rank": rank, "rank_set": [max(1, rank - 2), min(len(rows), rank + 2)]}
-        row["pareto"] = len(dearer) == len(rows) - 1
+        row["pareto"] = len(beaten) == len(rows) - 1
     differences = [
         {
             **{"better": a["encoder"], "worse": b["encoder"], "difference": (gap := a["mean_iou"] - b["mean_iou"])},

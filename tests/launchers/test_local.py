@@ -1,4 +1,4 @@
-"""Sweeps on this machine, with a stand-in for training: every run once, whoever starts it and whoever is killed."""
+"""Sweeps on this machine, with a stand-in for training: every run once, by whichever sweep, and whichever is killed."""
 
 import os
 import signal

@@ -176,7 +176,7 @@ def test_times_of_several_devices_are_not_compared(tmp_path):
     assert report["pairs"][0]["cost_ratio"] is None
     assert any("several kinds" in note for note in report["notes"])
     x = next(setting for setting in report["settings"] if setting["setting"] == "x")
-    assert [row["pareto"] for row in x["rows"]] == [True, True]  # b is dearer and worse, but on another device
+    assert [row["pareto"] for row in x["rows"]] == [True, True]  # b costs more and is worse, but on another device
 
 
 def test_a_copied_run_is_no_further_seed(folder, tmp_path):

@@ -295,12 +295,12 @@ def test_noise_that_settings_share_is_no_agreement():
 
 
 def test_regret_by_hand():
-    cheap, dear = models([0.9, 0.5, 0.4], 0.001), models([0.6, 0.7, 0.5], 0.001, seed=1)
-    found = choice_regret(cheap, dear)
+    cheap, expensive = models([0.9, 0.5, 0.4], 0.001), models([0.6, 0.7, 0.5], 0.001, seed=1)
+    found = choice_regret(cheap, expensive)
     assert found.encoder == "model 0" and found.estimate == pytest.approx(0.1)
     # Model 1's lead has the error 0.001 sqrt(2), and what is said of it does not depend on how many others there are.
     assert (found.upper_bound - 0.1) / (0.001 * 2**0.5) == pytest.approx(1.645, abs=0.1)
-    same = choice_regret(dear, dear)
+    same = choice_regret(expensive, expensive)
     assert same.encoder == "model 1" and same.estimate == 0 and same.upper_bound == 0
     near = choice_regret(models([0.5, 0.6]), models([0.699, 0.7], 0.01))
     assert near.estimate == 0 and near.upper_bound > 0.01
