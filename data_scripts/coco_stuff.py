@@ -29,7 +29,16 @@ waterdrops, window-blind, window-other, wood
 """
 # Things that COCO names and never annotated (README of the same repository, "Label Names & Indices").
 ABSENT = (
-    *("blender", "desk", "door", "eye glasses", "hair brush", "hat", "mirror", "plate", "shoe", "street sign"),
+    "blender",
+    "desk",
+    "door",
+    "eye glasses",
+    "hair brush",
+    "hat",
+    "mirror",
+    "plate",
+    "shoe",
+    "street sign",
     "window",
 )
 STORED = {name.strip(): value for value, name in enumerate(LABELS.split(","))}  # a label map holds id - 1

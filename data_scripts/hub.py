@@ -85,10 +85,7 @@ def load_split(root: str, custom: Custom, split: str) -> datasets.Dataset:
             f"{custom.path} has no split {split!r} to read ({one_line(error)}): correct data.custom."
         ) from error
     except Exception as error:  # the Hub's client raises errors of many libraries
-        raise MissingArchive(
-            f"The dataset {custom.path} is neither a folder in {root} nor can it be read from the Hub "
-            f"({one_line(error)}): correct data.custom.path or check the connection."
-        ) from error
+        raise unreadable(root, custom, error) from error
 
 
 def locate(root: str, custom: Custom) -> str:
@@ -107,10 +104,15 @@ def split_names(root: str, custom: Custom) -> list[str]:
             return [single_split(path)]
         return datasets.get_dataset_split_names(path, custom.config, revision=custom.revision)
     except Exception as error:  # the Hub's client raises errors of many libraries
-        raise MissingArchive(
-            f"The dataset {custom.path} is neither a folder in {root} nor can it be read from the Hub "
-            f"({one_line(error)}): correct data.custom.path or check the connection."
-        ) from error
+        raise unreadable(root, custom, error) from error
+
+
+def unreadable(root: str, custom: Custom, error: Exception) -> MissingArchive:
+    """What to raise where a dataset is neither here nor can be read from the Hub."""
+    return MissingArchive(
+        f"The dataset {custom.path} is neither a folder in {root} nor can it be read from the Hub "
+        f"({one_line(error)}): correct data.custom.path or check the connection."
+    )
 
 
 def pick(splits: dict[str, Any], custom: Custom, split: str) -> datasets.Dataset:
