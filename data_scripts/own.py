@@ -65,7 +65,7 @@ def check_apart(train: Mapping[int, str], validation: Mapping[int, str], drawn: 
     if drawn:
         raise DatasetError(
             f"{len(shared):,} image(s) are duplicates, of which data.custom.val_share put one into validation and one "
-            f"into training, so that the score would be too high, such as {named}: remove one of each."
+            f"into training, so that the score would be too high, such as {named}: keep one file of each."
         )
     raise DatasetError(
         f"{len(shared):,} validation image(s) are training images too, byte for byte, so that the score would be too "
