@@ -18,10 +18,13 @@ def draft_recipe(found: Found) -> tuple[dict, list[str]]:
     notes, values = [], sorted(found.values)
     custom: dict = {}
     if found.kind == "binary":
-        custom |= {"classes": ["background", "object"], "label_mapping": {0: 0, 255: 1}}
-        notes.append("Assumed: masks of 0 and 255 are background and object. Without the mapping 255 would be ignored.")
+        classes = [found.names.get(0, "background"), found.names.get(255, "object")]
+        custom |= {"classes": classes, "label_mapping": {0: 0, 255: 1}}
+        notes.append(
+            f"Assumed: masks of 0 and 255 are {classes[0]} and {classes[1]}. Without the mapping 255 would be ignored."
+        )
     elif found.kind == "colors":
-        classes: list[str] = []
+        classes = []
         mapping: dict[str, int] = {}
         for value in values:
             key = f"{value >> 16},{value >> 8 & 255},{value & 255}"
@@ -36,7 +39,8 @@ def draft_recipe(found: Found) -> tuple[dict, list[str]]:
                 classes.append(found.names.get(value, f"color {key}"))
         custom |= {"classes": merge_names(classes), "label_mapping": mapping}
     else:
-        known = [value for value in values if value != IGNORE]
+        ignores = IGNORE in values and IGNORE not in found.names
+        known = [value for value in values if value != IGNORE or not ignores]
         if found.names:
             named = [value for value in known if value in found.names]
             unnamed = [value for value in known if value not in found.names]
@@ -51,7 +55,7 @@ def draft_recipe(found: Found) -> tuple[dict, list[str]]:
             notes.append("Named by their values, because no classes.txt was found: write the classes' names here.")
             if known != list(range(len(known))):
                 custom["label_mapping"] = {value: index for index, value in enumerate(known)}
-        if IGNORE in values:
+        if ignores:
             custom["ignore_id"] = IGNORE
             notes.append("Assumed: 255 is no class and is ignored.")
             if "label_mapping" in custom or len(known) == 1:

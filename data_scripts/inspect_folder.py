@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +15,12 @@ from PIL import Image
 from data_scripts.archive import Archive, Member, natural_order
 from data_scripts.archives import Reader, open_archive
 from data_scripts.cityscapes import CLASSES as CITYSCAPES
+from data_scripts.class_files import find_names
 from data_scripts.counts import Pair
 from data_scripts.errors import DatasetError
 from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
 from data_scripts.images import check_image, decode_labels
 
-CLASS_FILES = (
-    "classes.txt",
-    "labels.txt",
-    "label_names.txt",
-    "labelmap.txt",
-    "class_dict.csv",
-    "classes.csv",
-    "meta.json",
-)
 MAX_CLASSES = 200  # distinct values beyond which a map holds no classes but pictures
 
 
@@ -223,13 +213,9 @@ def name_classes(found: Found, places: Mapping[str, tuple[str, str]]) -> None:
     folders = {
         parent for pair in places.values() for place in pair for parent in (Path(place), *Path(place).parents[:2])
     }
-    for file in sorted(
-        path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name in CLASS_FILES
-    ):
-        names = read_class_file(file, found.kind == "colors")
-        if names and sum(value in names for value in found.values) >= min(2, len(found.values)):
-            found.names, found.names_from = names, file.name
-            return
+    found.names, found.names_from = find_names(folders, found.values, found.kind == "colors")
+    if found.names:
+        return
     cityscapes = {name: (label_id, color) for name, (label_id, color) in CITYSCAPES.items()}
     if found.kind == "colors":
         known = {red << 16 | green << 8 | blue: name for name, (_, (red, green, blue)) in cityscapes.items()}
@@ -238,28 +224,3 @@ def name_classes(found: Found, places: Mapping[str, tuple[str, str]]) -> None:
     elif "labelIds" in found.label_suffix:
         found.names = {label_id: name for name, (label_id, _) in cityscapes.items()}
         found.names_from = "Cityscapes' label ids"
-
-
-def read_class_file(file: Path, colors: bool) -> dict[int, str]:
-    """Class names by stored value: of a list of names, of CVAT's labelmap.txt, of CSV and Supervisely's meta.json."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    names: dict[int, str] = {}
-    if file.suffix == ".json":
-        for item in json.loads(text).get("classes", []):
-            if match := re.fullmatch(r"#?([0-9a-fA-F]{6})", str(item.get("color", ""))):
-                names[int(match[1], 16)] = str(item["title"])
-        return names if colors else {}
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    for number, line in enumerate(lines):
-        named = re.match(
-            r"^([^:,]+)[:,]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)", line
-        )  # name:r,g,b of CVAT; name,r,g,b of a CSV
-        numbered = re.match(r"^(\d+)[\s:,]+(.+)$", line)
-        if named and colors:
-            red, green, blue = (int(named[i]) for i in (2, 3, 4))
-            names[red << 16 | green << 8 | blue] = named[1].strip()
-        elif numbered and not colors:
-            names[int(numbered[1])] = numbered[2].strip()
-        elif not colors and not named:
-            names[number] = line
-    return names

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from data_scripts.class_files import reaches
 from data_scripts.counts import Pair
 from data_scripts.custom import Custom
 from data_scripts.errors import DatasetError
@@ -52,7 +53,7 @@ def inspect_hub(path: str, config: str | None, share: float | None) -> tuple[Fou
     found.look_at_labels()
     classes = next(class_names(loaded["train"].features.values()), [])
     # 255 may stand for no class, and a list that does not reach to the values names something else.
-    if found.kind not in ("colors", "binary") and max(set(found.values) - {255}, default=0) < len(classes):
+    if found.kind not in ("colors", "binary") and reaches(classes, found.values):
         found.names, found.names_from = dict(enumerate(classes)), "the dataset's features"
     return found, keys
 

@@ -1,0 +1,106 @@
+"""What is found in folders of images and labels: it is named as it was meant, or it is asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_scripts.archives import Reader
+from data_scripts.draft_recipe import draft_recipe
+from data_scripts.errors import DatasetError
+from data_scripts.inspect_folder import Found, inspect
+
+SIZE = (12, 20)
+
+
+def stripes(*values: int) -> np.ndarray:
+    """A label map of vertical stripes."""
+    return np.resize(np.repeat(values, SIZE[1] // len(values) + 1)[: SIZE[1]], SIZE).astype(np.uint8)
+
+
+def save(path: Path, image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path)
+
+
+def write(root: Path, labels, count: int = 3) -> None:
+    """Images and equal label maps."""
+    for number in range(count):
+        save(root / "images" / f"{number}.jpg", np.zeros((*SIZE, 3), np.uint8))
+        save(root / "labels" / f"{number}.png", labels)
+
+
+def look(root: Path) -> Found:
+    with Reader() as reader:
+        return inspect({"train": (str(root / "images"), str(root / "labels"))}, reader)
+
+
+def named(root: Path) -> dict[int, str]:
+    """The class of each stored value of the recipe; 'ignored' for none."""
+    found = look(root)
+    custom, _ = draft_recipe(found)
+    mapping = custom.get("label_mapping") or {value: value for value in range(len(custom["classes"]))}
+    classes = dict(enumerate(custom["classes"]))
+    return {value: classes.get(mapping.get(value, 255), "ignored") for value in found.values}
+
+
+GRASS = {0: "grass", 1: "car", 2: "person"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("classes.txt", "grass\ncar\nperson", GRASS),
+        ("classes.txt", "grass\ncar\nperson\n", {1: "grass", 2: "car", 3: "person"}),
+        ("classes.txt", "sky\ngrass\ncar\nperson\n", {1: "grass", 3: "person", 255: "ignored"}),
+        ("classes.txt", "grass\ncar\n", {0: "grass", 128: "car", 255: "ignored"}),
+        ("classes.txt", "grass\ncar\nperson\n", {0: "grass", 128: "car", 255: "person"}),
+        ("classes.txt", "no crack\ncrack", {0: "no crack", 255: "crack"}),
+        ("classes.txt", "2 person\n0 grass\n1 car", GRASS),
+        ("classes.txt", "Klasse;Nummer\ngrass;0\nperson;2\ncar;1", GRASS),
+        ("classes.csv", "grass,0\ncar,1\nperson,2", GRASS),
+        ("classes.csv", "name\ngrass\ncar\nperson", GRASS),
+        ("classes.csv", "Name,ID\ngrass,0\nperson,2\ncar,1", GRASS),
+        ("classes.csv", "id,label\n0,grass\n2,person\n1,car", GRASS),
+        ("classes.csv", "class\tname\n0\tgrass\n2\tperson\n1\tcar", GRASS),
+        ("classes.csv", 'class,label\ngrass,0\n"person",2\ncar,1', GRASS),
+        ("classes.csv", "id,name,r,g,b\n0,grass,9,9,9\n2,person,8,8,8\n1,car,7,7,7", GRASS),
+        ("classes.csv", "name,r,g,b,id\nego,0,0,0,-1\ngrass,9,9,9,0\nperson,8,8,8,2\ncar,7,7,7,1", GRASS),
+        ("classes.csv", "name,red,green,blue\ngrass,0,0,0\ncar,9,9,9", {0: "class 0", 1: "class 1"}),
+    ],
+)
+def test_a_class_file_names_the_values_that_it_means(file, text, expected, tmp_path):
+    write(tmp_path, stripes(*expected))
+    (tmp_path / file).write_text(text)
+    assert named(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "words"),
+    [
+        ("car\nperson", (0, 1, 2), r"has 2 name\(s\), and none for the label value\(s\) 2: give it a line for each"),
+        ("grass\ncar", (1, 2, 3, 255), r"none for the label value\(s\) 2, 3: "),
+        ("car", (0, 255), r"none for the label value\(s\) 255: "),
+        ("10 car\n11 person", (0, 1), r"none for the label value\(s\) 0, 1: "),
+        ("0 grass\ncar\n2 person", (0, 1, 2), "2 lines with a number in front and 1 without: write"),
+        ("0 grass\n0 car\n2 person", (0, 1, 2), "names a label value twice: correct"),
+    ],
+)
+def test_a_class_file_that_does_not_fit_stops(text, values, words, tmp_path):
+    """The names would be those of other values."""
+    write(tmp_path, stripes(*values))
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(DatasetError, match=words) as error:
+        look(tmp_path)
+    assert "classes.txt" in str(error.value) and "\n" not in str(error.value)
+    (tmp_path / "labels.txt").write_text("\n".join(f"{value} name" for value in values))  # one that fits
+    if "2 lines" not in words and "twice" not in words:
+        assert look(tmp_path).names_from == "labels.txt"
+
+
+def test_a_colour_table_names_colours_whatever_the_order_of_its_columns(tmp_path):
+    colors = np.array([[0, 0, 0], [0, 0, 255], [200, 30, 30]], np.uint8)
+    write(tmp_path, colors[stripes(0, 1, 2)])
+    (tmp_path / "classes.csv").write_text("r;g;b;id;name\n200;30;30;7;red\n0;0;255;8;blue\n0;0;0;9;ground")
+    assert draft_recipe(look(tmp_path))[0]["classes"] == ["ground", "blue", "red"]
