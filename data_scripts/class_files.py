@@ -45,11 +45,12 @@ def find_names(folders: Collection[Path], values: Collection[int], colors: bool)
         listed = read_class_file(file, colors)
         if not listed:
             continue
-        names = listed if isinstance(listed, dict) else name_in_order(listed, values)
+        given = listed if isinstance(listed, dict) else dict(enumerate(listed))
+        names = given if isinstance(listed, dict) else name_in_order(listed, values)
         if len(classes & names.keys()) >= min(2, len(classes)):
             return names, file.name if isinstance(listed, dict) else f"{file.name}, {describe_order(names)}"
         if not colors:
-            misfits.append(misfit(file, names or dict(enumerate(listed)), classes))
+            misfits.append(misfit(file, given, classes))
     if misfits:
         raise DatasetError("\n".join(misfits))
     return {}, ""

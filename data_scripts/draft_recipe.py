@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from data_scripts.errors import DatasetError
 from data_scripts.inspect_folder import Found
 from data_scripts.labels import IGNORE
 
 COMMON_CROPS = (128, 256, 352, 512, 768, 1024)
 
 
-def draft_recipe(found: Found) -> tuple[dict, list[str]]:
-    """data.custom for what was found, and what it assumes, as comments."""
-    notes, values = [], sorted(found.values)
+def draft_recipe(found: Found, asked: Mapping[str, Any] | None = None) -> tuple[dict, list[str]]:
+    """data.custom for what was found, and what it assumes, as comments.
+
+    Args:
+        asked: keys of data.custom that the user gives; ignore_id says what 255 is.
+
+    Raises:
+        DatasetError: 255 may be a class or may be ignored.
+    """
+    notes, values, asked = [], sorted(found.values), asked or {}
     custom: dict = {}
-    if found.kind == "binary":
+    if found.kind == "binary" and asked.get("ignore_id") != IGNORE:
         classes = [found.names.get(0, "background"), found.names.get(255, "object")]
         custom |= {"classes": classes, "label_mapping": {0: 0, 255: 1}}
         notes.append(
@@ -39,7 +48,7 @@ def draft_recipe(found: Found) -> tuple[dict, list[str]]:
                 classes.append(found.names.get(value, f"color {key}"))
         custom |= {"classes": merge_names(classes), "label_mapping": mapping}
     else:
-        ignores = IGNORE in values and IGNORE not in found.names
+        ignores = IGNORE in values and is_ignored(found, asked)
         known = [value for value in values if value != IGNORE or not ignores]
         if found.names:
             named = [value for value in known if value in found.names]
@@ -64,6 +73,19 @@ def draft_recipe(found: Found) -> tuple[dict, list[str]]:
         notes.append(f"The names are from {found.names_from}.")
     custom |= {"image_suffix": found.image_suffix, "label_suffix": found.label_suffix}
     return {key: value for key, value in custom.items() if value != ""}, notes
+
+
+def is_ignored(found: Found, asked: Mapping[str, Any]) -> bool:
+    """Whether 255 stands for no class: as the user says, as names say, or because the others are numbers in a row."""
+    if "ignore_id" in asked:
+        return asked["ignore_id"] == IGNORE
+    others = sorted(set(found.values) - {IGNORE})
+    if found.names or others in (list(range(len(others))), list(range(1, len(others) + 1))):
+        return IGNORE not in found.names
+    raise DatasetError(
+        f"The label maps hold {', '.join(map(str, others))} and 255, so 255 may be a class and not 'ignore': add "
+        "--data.custom.ignore_id null if it is one, or --data.custom.ignore_id 255 if it is not."
+    )
 
 
 def is_rim(found: Found, value: int) -> bool:

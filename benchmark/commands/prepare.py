@@ -7,15 +7,19 @@ With a recipe: build the datasets that it names, without training, and print wha
 or a HuggingFace dataset: look at it, write a recipe that trains on it, and draw a sheet of images under their labels.
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser, load_recipe
-from benchmark.recipe.schema import Recipe
+from benchmark.recipe.schema import Recipe, flatten
 from data_scripts.tables import format_table
 
+CUSTOM = "data.custom."
 SHEET_PAIRS = 12  # images on the sheet
 
 
@@ -32,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", default="my.yaml", metavar="FILE", help="the recipe to write (%(default)s)")
     own, overrides = parser.parse_known_args(arguments)
     if own.images or own.labels or own.hub:
-        draft(own)
+        draft(own, _asked_keys(overrides))
     elif own.recipe:
         prepare(load_recipe(own.recipe, overrides))
     else:
@@ -53,19 +57,36 @@ def prepare(recipe: Recipe) -> None:
             check_sizes(dataset, recipe.data.crop)
 
 
-def draft(own) -> None:
-    """Look at the data, print what they hold, and write the recipe and the sheet."""
+def _asked_keys(overrides: Sequence[str]) -> dict[str, Any]:
+    """The recipe keys on the command line, with their values; UserError for those that a draft does not take."""
+    plain = json.loads(json.dumps(asdict(load_recipe([], overrides))))  # YAML takes no numbers of jsonargparse's types
+    values = dict(flatten(plain))
+    asked = {key: values[key] for key in values if any(flag.partition("=")[0] == f"--{key}" for flag in overrides)}
+    for key in asked:
+        if not key.startswith("data.") or key in ("data.train", "data.val", "data.root"):
+            raise UserError(f"A recipe that is drafted does not take --{key}: leave it out, or give it to train.py.")
+    return asked
+
+
+def draft(own, asked: Mapping[str, Any]) -> None:
+    """Look at the data, print what they hold, and write the recipe, with the keys that are asked for, and the sheet."""
     from data_scripts.archives import Reader
     from data_scripts.draft_recipe import draft_recipe, fitting_crop
 
+    output, dataset = Path(own.output), "hub" if own.hub else "folder"
+    keys = {key.removeprefix("data."): value for key, value in asked.items() if not key.startswith(CUSTOM)}
+    custom_keys = {key.removeprefix(CUSTOM): value for key, value in asked.items() if key.startswith(CUSTOM)}
     with Reader() as reader:
         found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader)
-        custom, notes = draft_recipe(found)
+        custom, notes = draft_recipe(found, custom_keys)
         custom |= places
         if "validation" not in found.pairs:
             custom["val_share"] = 0.2 if own.val_share is None else own.val_share
+        custom |= custom_keys
         _print_found(found, custom)
-        _write(Path(own.output), found, custom, notes, "hub" if own.hub else "folder", fitting_crop(found.sizes, 16))
+        data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": fitting_crop(found.sizes, 16)}
+        data |= {"num_workers": "auto", **keys, "custom": {"name": output.stem, **custom}}
+        _write(output, found, data, notes)
 
 
 def _look_at_folders(own, reader) -> tuple:
@@ -94,7 +115,7 @@ def _look_at_hub(own) -> tuple:
     return inspect_hub(path, own.hub_config, share=own.val_share)
 
 
-def _write(output: Path, found, custom: dict, notes: Sequence[str], dataset: str, crop: int) -> None:
+def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
     """Write the recipe and the sheet, and print the next command."""
     if found.problems:
         raise UserError(
@@ -103,9 +124,9 @@ def _write(output: Path, found, custom: dict, notes: Sequence[str], dataset: str
     if output.exists():
         raise UserError(f"{output} is there already: name another file with --output, or remove it.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_recipe_text(output, dataset, custom, notes, crop), encoding="utf-8")
+    output.write_text(_recipe_text(output, data, notes), encoding="utf-8")
     sheet = output.with_suffix(".jpg")
-    _draw_sheet(sheet, found, custom)
+    _draw_sheet(sheet, found, data["custom"])
     print(f"\nThe recipe is {output}; look at {sheet}: colours must lie on what they name. Then train with\n")
     print(f"accelerate launch --quiet train.py --recipe {output} recipes/cpu.yaml")
     print(f"accelerate launch --quiet train.py --recipe {output} recipes/encoders/dinov2_base.yaml   # on a GPU")
@@ -130,13 +151,11 @@ def _print_found(found, custom: dict) -> None:
     print(format_table(rows, ("value", "class", "share of pixels"), left=2))
 
 
-def _recipe_text(file: Path, dataset: str, custom: dict, notes: Sequence[str], crop: int) -> str:
+def _recipe_text(file: Path, data: dict, notes: Sequence[str]) -> str:
     import yaml
 
     comments = "\n".join(f"# {note}" for note in notes)
-    data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": crop, "num_workers": "auto"}
-    body = {"data": {**data, "custom": {"name": file.stem, **custom}}}
-    text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    text = yaml.safe_dump({"data": data}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return (
         f"# accelerate launch --quiet train.py --recipe {file} recipes/encoders/dinov2_base.yaml\n"
         f"# Written by `python -m benchmark prepare`.\n{comments}\n{text}"

@@ -149,6 +149,23 @@ def test_validation_folders_of_ones_own(tiny, tmp_path):
     assert results["datasets"]["folder"]["fingerprint"]["counts"] == {"train": 4, "validation": 4}
 
 
+def test_keys_on_the_command_line_are_those_of_the_recipe(tiny, tmp_path):
+    for number in range(5):
+        save(tmp_path / "images" / f"{number}.png", photo(number))
+        save(tmp_path / "labels" / f"{number}.png", ids(number, 0, 128, 255))
+    with pytest.raises(DatasetError, match=r"add --data\.custom\.ignore_id null if it is one"):
+        prepare(tmp_path, tmp_path)
+    with pytest.raises(UserError, match=r"does not take --data\.root"):
+        prepare(tmp_path, tmp_path, "--data.root", "elsewhere")
+    with pytest.raises(UserError, match=r"no recipe key 'data\.crops'"):
+        prepare(tmp_path, tmp_path, "--data.crops", "32")
+    assert not (tmp_path / "my.yaml").exists()
+    recipe = prepare(tmp_path, tmp_path, "--data.custom.ignore_id", "null", "--data.crop_size=32")
+    assert recipe["data"]["crop_size"] == 32 and recipe["data"]["custom"]["ignore_id"] is None
+    results = train(parse([*on_own(tiny, tmp_path), "--train.steps", "1"]))
+    assert list(results["iou"]) == ["class 0", "class 128", "class 255"]
+
+
 def test_three_faults_are_said_in_one_run(tmp_path):
     """Labels half the size of their image, a label without an image, and a file that is no image."""
     for number in range(3):

@@ -104,3 +104,24 @@ def test_a_colour_table_names_colours_whatever_the_order_of_its_columns(tmp_path
     write(tmp_path, colors[stripes(0, 1, 2)])
     (tmp_path / "classes.csv").write_text("r;g;b;id;name\n200;30;30;7;red\n0;0;255;8;blue\n0;0;0;9;ground")
     assert draft_recipe(look(tmp_path))[0]["classes"] == ["ground", "blue", "red"]
+
+
+@pytest.mark.parametrize("values", [(0, 128, 255), (0, 100, 200, 255), (2, 3, 255), (0, 1, 3, 255)])
+def test_255_beside_numbers_that_are_not_in_a_row_is_asked_for(values, tmp_path):
+    """As for masks of 0 and 255: the program cannot know."""
+    write(tmp_path, stripes(*values))
+    found = look(tmp_path)
+    with pytest.raises(DatasetError, match=f"hold {values[0]}, .* and 255, so 255 may be a class.*add --data") as error:
+        draft_recipe(found)
+    assert "\n" not in str(error.value)
+    without, with_it = (draft_recipe(found, {"ignore_id": ignore_id})[0] for ignore_id in (255, None))
+    assert without["label_mapping"] == {v: 255 if v == 255 else i for i, v in enumerate(values)}
+    assert with_it["label_mapping"] == {v: i for i, v in enumerate(values)}
+    assert [len(custom["classes"]) for custom in (without, with_it)] == [len(values) - 1, len(values)]
+
+
+@pytest.mark.parametrize("values", [(0, 255), (1, 255), (0, 1, 255), (1, 2, 3, 255)])
+def test_255_beside_numbers_in_a_row_is_assumed_as_before(values, tmp_path):
+    write(tmp_path, stripes(*values))
+    custom, notes = draft_recipe(look(tmp_path))
+    assert (custom.get("ignore_id") == 255) == (values != (0, 255)) and any("Assumed" in note for note in notes)
