@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -106,7 +107,7 @@ def read_class_file(file: Path, colors: bool) -> dict[int, str] | list[str]:
     Raises:
         DatasetError: some lines have a number and some have none, or two have the same.
     """
-    text = file.read_text(encoding="utf-8", errors="replace")
+    text = decode_text(file.read_bytes())
     if file.suffix == ".json":
         return read_supervisely(text) if colors else {}
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -119,12 +120,21 @@ def read_class_file(file: Path, colors: bool) -> dict[int, str] | list[str]:
     return [] if colored else read_lines(file, lines)
 
 
+def decode_text(data: bytes) -> str:
+    """A text file's content, without the byte order mark that Windows writes: UTF-8, or UTF-16 with a mark."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    return data.decode(encoding, errors="replace")
+
+
 def read_supervisely(text: str) -> dict[int, str]:
-    """Class names by packed colour."""
+    """Class names by packed colour; empty where it is another JSON, because many a tool writes a meta.json."""
     names = {}
-    for item in json.loads(text).get("classes", []):
-        if match := re.fullmatch(r"#?([0-9a-fA-F]{6})", str(item.get("color", ""))):
-            names[int(match[1], 16)] = str(item["title"])
+    try:
+        for item in json.loads(text)["classes"]:
+            if match := re.fullmatch(r"#?([0-9a-fA-F]{6})", str(item.get("color", ""))):
+                names[int(match[1], 16)] = str(item["title"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
     return names
 
 

@@ -125,3 +125,24 @@ def test_255_beside_numbers_in_a_row_is_assumed_as_before(values, tmp_path):
     write(tmp_path, stripes(*values))
     custom, notes = draft_recipe(look(tmp_path))
     assert (custom.get("ignore_id") == 255) == (values != (0, 255)) and any("Assumed" in note for note in notes)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("file", "lines"), [("classes.txt", ["0 Gräser", "1 car"]), ("classes.csv", ["name", "Gräser", "car"])]
+)
+def test_a_class_file_may_be_written_on_windows(file, lines, encoding, tmp_path):
+    write(tmp_path, stripes(0, 1))
+    (tmp_path / file).write_bytes("\r\n".join(lines).encode(encoding))
+    assert named(tmp_path) == {0: "Gräser", 1: "car"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1, 2, 3]", "{broken", "", "3", '{"classes": 3}', '{"classes": ["a"]}', '{"classes": [{"color": "#000000"}]}'],
+)
+def test_a_json_of_another_tool_is_no_class_file(text, tmp_path):
+    write(tmp_path, np.array([[0, 0, 0], [200, 30, 30]], np.uint8)[stripes(0, 1)])
+    (tmp_path / "meta.json").write_text(text)
+    found = look(tmp_path)
+    assert found.names == {} and draft_recipe(found)[0]["classes"] == ["color 0,0,0", "color 200,30,30"]
