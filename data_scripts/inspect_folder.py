@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from data_scripts.errors import DatasetError
 from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
 from data_scripts.images import check_image, decode_labels
 
+STORED = {"ids": "numbers", "palette": "palette indices", "colors": "RGB colours"}  # ways to store labels
 MAX_CLASSES = 200  # distinct values beyond which a map holds no classes but pictures
 
 
@@ -49,7 +51,6 @@ class Found:
     problems: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     names_from: str = ""
-    palette: list[tuple[int, int, int]] | None = None  # of a label map that has one
 
     def look_at_labels(self) -> None:
         """Read every pair: sizes, kind, values and problems.
@@ -57,11 +58,25 @@ class Found:
         Raises:
             DatasetError: no label map can be read, or they hold no classes.
         """
+        counts: dict[str, Counter[int]] = {kind: Counter() for kind in STORED}
+        samples: dict[str, dict[str, Any]] = {kind: {} for kind in STORED}  # by the label map's name
         for sample in (sample for samples in self.pairs.values() for sample in samples):
             try:
-                self._look_at(self.read(sample))
+                pair = self.read(sample)
+                kind = stored_kind(pair)
+                counts[kind].update(self._look_at(pair, kind == "colors"))
+                samples[kind][str(pair.annotation_name)] = sample
             except DatasetError as error:
                 self.problems.append(str(error))
+        if samples["colors"] and samples["ids"]:  # palette maps are both
+            odd, most = sorted(("colors", "ids"), key=lambda kind: len(samples[kind]))
+            sentence = f"holds {STORED[odd]} and others {STORED[most]}: store it as those."
+            self.problems += [f"{name} {sentence}" for name in samples.pop(odd)]
+        self.kind = next((kind for kind in ("colors", "palette") if samples.get(kind)), "ids")
+        if self.kind == "colors":
+            for sample in samples["palette"].values():
+                counts["colors"].update(count_values(stored_labels(self.read(sample), True)))
+        self.values = counts["colors"] if self.kind == "colors" else counts["palette"] + counts["ids"]
         if not self.values:
             raise DatasetError("\n".join(self.problems) or "No label map can be read: check the files.")
         if len(self.values) > MAX_CLASSES:
@@ -70,27 +85,37 @@ class Found:
                 f"{'colours' if self.kind == 'colors' else 'values'}, so they are pictures, or were saved with loss or "
                 "smoothing: save them as PNG, without antialiasing."
             )
-        if self.kind != "colors":
-            binary = set(self.values) <= {0, 255} and 255 in self.values
-            self.kind = "binary" if binary else "palette" if self.palette else "ids"
+        if self.kind != "colors" and set(self.values) <= {0, 255} and 255 in self.values:
+            self.kind = "binary"
 
-    def _look_at(self, pair: Pair) -> None:
+    def _look_at(self, pair: Pair, colors: bool) -> Counter[int]:
+        """Note the sizes of a pair; returns the pixels of each value."""
         if pair.image is None or pair.annotation is None:
             raise DatasetError(f"{pair.image_name} has no image or no label map: fill or remove the row.")
         info = check_image(pair.image, pair.image_name)
-        colors = isinstance(pair.annotation, bytes) and is_color(pair.annotation)
         raw = stored_labels(pair, colors)
         if raw.shape != (info.height, info.width):
             self.problems.append(
                 f"{pair.annotation_name} is {raw.shape[1]}x{raw.shape[0]} pixels but its image "
                 f"{info.width}x{info.height}: resize it with nearest-neighbour interpolation."
             )
-        self.kind = "colors" if colors else self.kind
         self.sizes[info.height, info.width] += 1
-        values, counts = np.unique(raw, return_counts=True)
-        self.values.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        if isinstance(pair.annotation, bytes):
-            self.palette = self.palette or palette_of(pair.annotation)
+        return count_values(raw)
+
+
+def count_values(raw: np.ndarray) -> Counter[int]:
+    """The pixels of each value of an (H, W) label map."""
+    values, counts = np.unique(raw, return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+
+def stored_kind(pair: Pair) -> str:
+    """How a label map is stored: colors, palette or ids; ids where it cannot be read, which is said elsewhere."""
+    try:
+        mode = Image.open(io.BytesIO(pair.annotation)).mode if isinstance(pair.annotation, bytes) else ""
+    except Exception:  # it is read again, by what says why
+        mode = ""
+    return {"RGB": "colors", "RGBA": "colors", "P": "palette"}.get(mode, "ids")
 
 
 def stored_labels(pair: Pair, colors: bool) -> np.ndarray:
@@ -187,25 +212,6 @@ def inspect(places: Mapping[str, tuple[str, str]], reader: Reader) -> Found:
     found.look_at_labels()
     name_classes(found, places)
     return found
-
-
-def is_color(data: bytes) -> bool:
-    """Whether a label image stores RGB colours."""
-    import io
-
-    try:
-        return Image.open(io.BytesIO(data)).mode in ("RGB", "RGBA")
-    except Exception:  # it is read again, by what says why
-        return False
-
-
-def palette_of(data: bytes) -> list[tuple[int, int, int]] | None:
-    """The colours of a palette image."""
-    import io
-
-    image = Image.open(io.BytesIO(data))
-    flat = image.getpalette() if image.mode == "P" else None
-    return [tuple(flat[i : i + 3]) for i in range(0, len(flat), 3)] if flat else None
 
 
 def name_classes(found: Found, places: Mapping[str, tuple[str, str]]) -> None:

@@ -133,14 +133,15 @@ def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
 
 
 def _print_found(found, custom: dict) -> None:
+    from data_scripts.inspect_folder import STORED
+
     for split, pairs in found.pairs.items():
         first = found.read(pairs[0])
         names = (getattr(name, "name", name) for name in (first.image_name, first.annotation_name))
         print(f"{split}: {len(pairs):,} pairs, such as {' and '.join(map(str, names))}")
     (height, width), count = found.sizes.most_common(1)[0]
     print(f"sizes: {len(found.sizes)}, most often {width}x{height} ({count:,} images)")
-    kinds = {"ids": "numbers", "palette": "palette indices", "colors": "RGB colours", "binary": "masks of 0 and 255"}
-    print(f"labels: {kinds[found.kind]}")
+    print(f"labels: {STORED.get(found.kind, 'masks of 0 and 255')}")
     mapping, total = custom.get("label_mapping"), sum(found.values.values())
     rows = []
     for value, pixels in sorted(found.values.items()):

@@ -146,3 +146,37 @@ def test_a_json_of_another_tool_is_no_class_file(text, tmp_path):
     (tmp_path / "meta.json").write_text(text)
     found = look(tmp_path)
     assert found.names == {} and draft_recipe(found)[0]["classes"] == ["color 0,0,0", "color 200,30,30"]
+
+
+COLORS = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0]], np.uint8)
+
+
+def palette_map(array: np.ndarray) -> Image.Image:
+    image = Image.fromarray(array)
+    image.putpalette(COLORS.flatten().tolist())
+    return image
+
+
+@pytest.mark.parametrize("odd", ["0", "2"])
+def test_palette_maps_among_colours_are_colours(odd, tmp_path):
+    """They are the same pixels: three classes, each with a third more than in two of three."""
+    write(tmp_path, palette_map(stripes(0, 1, 2)))
+    values = {
+        r << 16 | g << 8 | b: 3 * int((stripes(0, 1, 2) == i).sum()) for i, (r, g, b) in enumerate(COLORS.tolist())
+    }
+    save(tmp_path / "labels" / f"{odd}.png", COLORS[stripes(0, 1, 2)])
+    found = look(tmp_path)
+    assert found.kind == "colors" and found.values == values and not found.problems
+    write(tmp_path, palette_map(stripes(0, 1, 2)))
+    assert look(tmp_path).kind == "palette"
+
+
+def test_numbers_among_colours_are_problems(tmp_path):
+    """A gray level is no colour, so the fewer files are named, all of them."""
+    write(tmp_path, COLORS[stripes(0, 1, 2)], 5)
+    for number in (1, 3):
+        save(tmp_path / "labels" / f"{number}.png", stripes(0, 1, 2))
+    found = look(tmp_path)
+    assert found.kind == "colors" and len(found.values) == 3 and len(found.problems) == 2
+    for number, problem in zip((1, 3), found.problems, strict=True):
+        assert problem.startswith(f"{number}.png in ") and "holds numbers and others RGB colours: store" in problem
