@@ -17,7 +17,7 @@ from data_scripts.archive import Archive, Member, natural_order
 from data_scripts.archives import Reader, open_archive
 from data_scripts.cityscapes import CLASSES as CITYSCAPES
 from data_scripts.class_files import find_names
-from data_scripts.counts import Pair
+from data_scripts.counts import Pair, wrong_size
 from data_scripts.errors import DatasetError
 from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
 from data_scripts.images import check_image, decode_labels
@@ -58,6 +58,20 @@ class Found:
         Raises:
             DatasetError: no label map can be read, or they hold no classes.
         """
+        self._count_values()
+        if not self.values:
+            raise DatasetError("\n".join(self.problems) or "No label map can be read: check the files.")
+        if len(self.values) > MAX_CLASSES:
+            raise DatasetError(
+                f"The label maps hold {len(self.values):,} different "
+                f"{'colours' if self.kind == 'colors' else 'values'}, so they are pictures, or were saved with loss or "
+                "smoothing: save them as PNG, without antialiasing."
+            )
+        if self.kind != "colors" and set(self.values) <= {0, 255} and 255 in self.values:
+            self.kind = "binary"
+
+    def _count_values(self) -> None:
+        """Read every pair, and set the kind of the labels and their values."""
         counts: dict[str, Counter[int]] = {kind: Counter() for kind in STORED}
         samples: dict[str, dict[str, Any]] = {kind: {} for kind in STORED}  # by the label map's name
         for sample in (sample for samples in self.pairs.values() for sample in samples):
@@ -77,16 +91,6 @@ class Found:
             for sample in samples["palette"].values():
                 counts["colors"].update(count_values(stored_labels(self.read(sample), True)))
         self.values = counts["colors"] if self.kind == "colors" else counts["palette"] + counts["ids"]
-        if not self.values:
-            raise DatasetError("\n".join(self.problems) or "No label map can be read: check the files.")
-        if len(self.values) > MAX_CLASSES:
-            raise DatasetError(
-                f"The label maps hold {len(self.values):,} different "
-                f"{'colours' if self.kind == 'colors' else 'values'}, so they are pictures, or were saved with loss or "
-                "smoothing: save them as PNG, without antialiasing."
-            )
-        if self.kind != "colors" and set(self.values) <= {0, 255} and 255 in self.values:
-            self.kind = "binary"
 
     def _look_at(self, pair: Pair, colors: bool) -> Counter[int]:
         """Note the sizes of a pair; returns the pixels of each value."""
@@ -95,10 +99,7 @@ class Found:
         info = check_image(pair.image, pair.image_name)
         raw = stored_labels(pair, colors)
         if raw.shape != (info.height, info.width):
-            self.problems.append(
-                f"{pair.annotation_name} is {raw.shape[1]}x{raw.shape[0]} pixels but its image "
-                f"{info.width}x{info.height}: resize it with nearest-neighbour interpolation."
-            )
+            self.problems.append(wrong_size(pair, raw, info))
         self.sizes[info.height, info.width] += 1
         return count_values(raw)
 

@@ -177,7 +177,11 @@ def test_three_faults_are_said_in_one_run(tmp_path):
         prepare(tmp_path, tmp_path)
     lines = str(error.value).split("\n")
     assert lines[0].startswith("3 problem(s)") and len(lines) == 4
-    for words in ("0.png in .* is 45x35 pixels but its image 90x70: resize", "extra.png has no image", "is a web page"):
+    for words in (
+        "0.png in .* is 45x35 pixels but its image 90x70: make them equal",
+        "extra.png has no image",
+        "is a web page",
+    ):
         assert any(re.search(words, line) for line in lines[1:]), words
     assert not (tmp_path / "my.yaml").exists()
 

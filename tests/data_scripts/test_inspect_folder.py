@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_scripts.archives import Reader
 from data_scripts.draft_recipe import draft_recipe
@@ -180,3 +180,12 @@ def test_numbers_among_colours_are_problems(tmp_path):
     assert found.kind == "colors" and len(found.values) == 3 and len(found.problems) == 2
     for number, problem in zip((1, 3), found.problems, strict=True):
         assert problem.startswith(f"{number}.png in ") and "holds numbers and others RGB colours: store" in problem
+
+
+def test_a_photo_that_exif_turns_is_to_be_turned_and_not_its_labels_resized(tmp_path):
+    write(tmp_path, stripes(0, 1, 2))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", SIZE).save(tmp_path / "images/1.jpg", exif=exif)  # stored with the sides exchanged
+    (problem,) = look(tmp_path).problems
+    assert "1.png" in problem and "turned by its EXIF" in problem and "mogrify -auto-orient" in problem
