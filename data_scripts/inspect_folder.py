@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_scripts.archive import Archive, Member, natural_order
-from data_scripts.archives import Reader, open_archive
+from data_scripts.archives import Reader
 from data_scripts.cityscapes import CLASSES as CITYSCAPES
 from data_scripts.class_files import find_names
 from data_scripts.counts import Pair, wrong_size
 from data_scripts.errors import DatasetError
-from data_scripts.folder import IMAGE_ENDINGS, LABEL_ENDINGS, longest_ending
 from data_scripts.images import check_image, decode_labels
+from data_scripts.pairing import match_pairs
 
 STORED = {"ids": "numbers", "palette": "palette indices", "colors": "RGB colours"}  # ways to store labels
 MAX_CLASSES = 200  # distinct values beyond which a map holds no classes but pictures
@@ -127,89 +125,23 @@ def stored_labels(pair: Pair, colors: bool) -> np.ndarray:
     return decode_labels(pair.annotation, pair.annotation_name, colors)
 
 
-def match_pairs(images: Archive, labels: Archive) -> tuple[list[tuple[Member, Member]], str, str, list[str]]:
-    """The pairs of two folders by the longest stem that they share, their suffixes, and sentences about the rest.
-
-    `a.jpg` belongs to `a.png`, `a_mask.png`, `a_L.png`; `a_leftImg8bit.png` to `a_gtFine_labelIds.png`.
-    """
-    photos = {name: name[: -len(ending)] for name in images.entries if (ending := longest_ending(name, IMAGE_ENDINGS))}
-    maps = {name: name[: -len(ending)] for name in labels.entries if (ending := longest_ending(name, LABEL_ENDINGS))}
-    same = images.path == labels.path
-    if not same and (shared := set(photos.values()) & set(maps.values())):
-        image_suffix = label_suffix = ""
-        photo_keys, map_keys = {v: k for k, v in photos.items()}, {v: k for k, v in maps.items()}
-        del shared
-    else:
-        image_suffix, label_suffix = guess_suffixes(list(photos), list(maps), same)
-        photo_keys = {n[: -len(image_suffix)]: n for n in photos if image_suffix and n.endswith(image_suffix)}
-        map_keys = {n[: -len(label_suffix)]: n for n in maps if label_suffix and n.endswith(label_suffix)}
-        if same:
-            photo_keys = {key: name for key, name in photo_keys.items() if name not in map_keys.values()}
-    both = sorted(photo_keys.keys() & map_keys.keys(), key=lambda key: natural_order(Member("", photo_keys[key])))
-    if not both:
-        raise DatasetError(
-            f"No image in {images.path} shares its name with a label map in {labels.path} (such as "
-            f"{next(iter(photos), 'no image')} and {next(iter(maps), 'no label map')}): rename the files of a pair so "
-            "that they begin alike."
-        )
-    rest = [f"{photo_keys[key]} has no label map" for key in photo_keys if key not in map_keys]
-    rest += [f"{map_keys[key]} has no image" for key in map_keys if key not in photo_keys]
-    pairs = [(Member(images.path, photo_keys[key]), Member(labels.path, map_keys[key])) for key in both]
-    return pairs, image_suffix, label_suffix, rest
-
-
-def guess_suffixes(photos: Sequence[str], maps: Sequence[str], same: bool) -> tuple[str, str]:
-    """How images and label maps end behind the name that they share, as most of them do; empty where none do."""
-    ends: Counter[tuple[str, str]] = Counter()
-    by_folder: dict[str, list[str]] = {}
-    for name in photos:
-        by_folder.setdefault(name.rpartition("/")[0], []).append(name)
-    folders = sorted(by_folder)
-    for label in maps[:200]:
-        near = difflib.get_close_matches(label.rpartition("/")[0], folders, n=1, cutoff=0) if folders else []
-        candidates = by_folder.get(label.rpartition("/")[0]) or (by_folder[near[0]] if near else [])
-        best = max(
-            (c for c in candidates if not (same and c == label)), key=lambda c: len(prefix(c, label)), default=""
-        )
-        stem = prefix(best, label)
-        stem = (
-            stem[: max(stem.rfind("_"), stem.rfind("-"))]
-            if best and stem and not best[len(stem) :].startswith(".")
-            else stem
-        )
-        if best and stem:
-            ends[best[len(stem) :], label[len(stem) :]] += 1
-    if same:  # a label map's ending is the longer one
-        ends = Counter({(p, m): count for (p, m), count in ends.items() if len(m) > len(p)})
-    # Of several files beside each image, the one that is named as a label map.
-    words = ("labelids", "label", "mask", "seg")
-
-    def rank(pair: tuple[str, str]) -> tuple[int, int]:
-        return ends[pair], -next((number for number, word in enumerate(words) if word in pair[1].lower()), len(words))
-
-    return max(ends, key=rank, default=("", ""))
-
-
-def prefix(one: str, other: str) -> str:
-    """The beginning that two names share."""
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
-
-
-def inspect(places: Mapping[str, tuple[str, str]], reader: Reader) -> Found:
+def inspect(places: Mapping[str, tuple[str, str]], reader: Reader, asked: Mapping[str, Any] | None = None) -> Found:
     """Look at all pairs of each split, (images folder, labels folder), and read every label map.
+
+    Args:
+        asked: keys of data.custom that the user gives; its suffixes are not guessed.
 
     Raises:
         DatasetError: there are no pairs, or no label map can be read.
     """
     found = Found(lambda pair: Pair(pair[0], reader.read(pair[0]), pair[1], reader.read(pair[1])))
-    for split, (image_folder, label_folder) in places.items():
-        with open_archive(image_folder) as images, open_archive(label_folder) as labels:
-            pairs, image_suffix, label_suffix, rest = match_pairs(images, labels)
-        if found.pairs and (found.image_suffix, found.label_suffix) != (image_suffix, label_suffix):
+    for split, folders in places.items():
+        matched = match_pairs(*folders, asked or {})
+        if found.pairs and (found.image_suffix, found.label_suffix) != matched.suffixes:
             raise DatasetError(f"The files of {split} are named in another way than those of train: rename them alike.")
-        found.pairs[split], found.image_suffix, found.label_suffix = pairs, image_suffix, label_suffix
-        found.problems += [f"{sentence}: add it, or set data.allow_partial to leave it out." for sentence in rest]
+        found.pairs[split], (found.image_suffix, found.label_suffix) = matched.pairs, matched.suffixes
+        found.problems += matched.doubled
+        found.problems += matched.unpaired
     found.look_at_labels()
     name_classes(found, places)
     return found

@@ -26,7 +26,9 @@ SHEET_PAIRS = 12  # images on the sheet
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark prepare", description=__doc__)
     parser.add_recipe(required=False, keys=("data.",))
-    parser.add_argument("--images", metavar="DIR", help="a folder, zip or tar of training images")
+    parser.add_argument(
+        "--images", metavar="DIR", help="a folder, zip or tar of training images, or a folder inside one"
+    )
     parser.add_argument("--labels", metavar="DIR", help="the label maps of these images")
     parser.add_argument("--val_images", metavar="DIR", help="a folder of validation images")
     parser.add_argument("--val_labels", metavar="DIR", help="the label maps of these images")
@@ -77,7 +79,7 @@ def draft(own, asked: Mapping[str, Any]) -> None:
     keys = {key.removeprefix("data."): value for key, value in asked.items() if not key.startswith(CUSTOM)}
     custom_keys = {key.removeprefix(CUSTOM): value for key, value in asked.items() if key.startswith(CUSTOM)}
     with Reader() as reader:
-        found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader)
+        found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader, custom_keys)
         custom, notes = draft_recipe(found, custom_keys)
         custom |= places
         if "validation" not in found.pairs:
@@ -89,7 +91,7 @@ def draft(own, asked: Mapping[str, Any]) -> None:
         _write(output, found, data, notes)
 
 
-def _look_at_folders(own, reader) -> tuple:
+def _look_at_folders(own, reader, custom_keys: Mapping[str, Any]) -> tuple:
     """What was found, and the keys that say where it is."""
     from data_scripts.inspect_folder import inspect
 
@@ -102,7 +104,7 @@ def _look_at_folders(own, reader) -> tuple:
     for split, short in (("train", "train"), ("validation", "val")):
         if split in places:
             keys |= {f"{short}_images": places[split][0], f"{short}_labels": places[split][1]}
-    return inspect(places, reader), keys
+    return inspect(places, reader, custom_keys), keys
 
 
 def _look_at_hub(own) -> tuple:

@@ -1,5 +1,6 @@
 """What is found in folders of images and labels: it is named as it was meant, or it is asked for."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,9 @@ def write(root: Path, labels, count: int = 3) -> None:
         save(root / "labels" / f"{number}.png", labels)
 
 
-def look(root: Path) -> Found:
+def look(root: Path, images: str = "images", labels: str = "labels", **asked: str) -> Found:
     with Reader() as reader:
-        return inspect({"train": (str(root / "images"), str(root / "labels"))}, reader)
+        return inspect({"train": (str(root / images), str(root / labels))}, reader, asked)
 
 
 def named(root: Path) -> dict[int, str]:
@@ -189,3 +190,33 @@ def test_a_photo_that_exif_turns_is_to_be_turned_and_not_its_labels_resized(tmp_
     Image.new("RGB", SIZE).save(tmp_path / "images/1.jpg", exif=exif)  # stored with the sides exchanged
     (problem,) = look(tmp_path).problems
     assert "1.png" in problem and "turned by its EXIF" in problem and "mogrify -auto-orient" in problem
+
+
+def test_what_cannot_be_paired_is_said_as_it_is(tmp_path):
+    write(tmp_path, stripes(0, 1))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in sorted(tmp_path.glob("*/*")):
+            archive.write(file, file.relative_to(tmp_path))
+    for places, words in (
+        (("all.zip", "all.zip"), "all.zip holds the folders images, labels: let .* such as .*all.zip/images"),
+        (("all.zip/images", "all.zip/masks"), "all.zip/masks holds no label map that ends in .png"),
+        (("images", "images"), "images holds no label map that ends in .png"),
+        (("labels", "labels"), "by its name .such as 0.png and"),
+        (("images", "label"), "label does not exist, but labels is in "),
+    ):
+        with pytest.raises(DatasetError, match=words) as error:
+            look(tmp_path, *places)
+        assert "\n" not in str(error.value)
+    for number in range(3):
+        (tmp_path / "labels" / f"{number}.png").rename(tmp_path / "labels" / f"{number + 5}.png")
+    with pytest.raises(DatasetError, match=r"No image in .* belongs to .*set --data\.custom\.image_suffix"):
+        look(tmp_path)
+
+
+def test_the_suffixes_of_the_command_line_are_not_guessed(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number}.a.png", np.zeros((*SIZE, 3), np.uint8))
+        save(tmp_path / f"{number}.b.png", stripes(0, 1))
+    found = look(tmp_path, "", "", image_suffix=".a.png", label_suffix=".b.png")
+    assert len(found.pairs["train"]) == 3 and set(found.values) == {0, 1} and not found.problems
+    assert draft_recipe(found)[0]["label_suffix"] == ".b.png"
