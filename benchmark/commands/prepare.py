@@ -73,18 +73,22 @@ def _asked_keys(overrides: Sequence[str]) -> dict[str, Any]:
 def draft(own, asked: Mapping[str, Any]) -> None:
     """Look at the data, print what they hold, and write the recipe, with the keys that are asked for, and the sheet."""
     from data_scripts.archives import Reader
+    from data_scripts.custom import parse_custom
     from data_scripts.draft_recipe import draft_recipe, fitting_crop
 
     output, dataset = Path(own.output), "hub" if own.hub else "folder"
+    if output.exists():
+        raise UserError(f"{output} is there already: name another file with --output, or remove it.")
     keys = {key.removeprefix("data."): value for key, value in asked.items() if not key.startswith(CUSTOM)}
     custom_keys = {key.removeprefix(CUSTOM): value for key, value in asked.items() if key.startswith(CUSTOM)}
     with Reader() as reader:
         found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader, custom_keys)
         custom, notes = draft_recipe(found, custom_keys)
         custom |= places
-        if "validation" not in found.pairs:
+        if own.val_share is not None or "validation" not in found.pairs:
             custom["val_share"] = 0.2 if own.val_share is None else own.val_share
         custom |= custom_keys
+        parse_custom(custom)
         _print_found(found, custom)
         data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": fitting_crop(found.sizes, 16)}
         data |= {"num_workers": "auto", **keys, "custom": {"name": output.stem, **custom}}
@@ -118,20 +122,29 @@ def _look_at_hub(own) -> tuple:
 
 
 def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
-    """Write the recipe and the sheet, and print the next command."""
+    """Write the sheet and the recipe, if training takes it, and print the next command."""
     if found.problems:
         raise UserError(
             "\n".join([f"{len(found.problems)} problem(s); fix each and run it again:", *found.problems[:20]])
         )
-    if output.exists():
-        raise UserError(f"{output} is there already: name another file with --output, or remove it.")
+    _check(data)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(_recipe_text(output, data, notes), encoding="utf-8")
     sheet = output.with_suffix(".jpg")
     _draw_sheet(sheet, found, data["custom"])
+    output.write_text(_recipe_text(output, data, notes), encoding="utf-8")
     print(f"\nThe recipe is {output}; look at {sheet}: colours must lie on what they name. Then train with\n")
     print(f"accelerate launch --quiet train.py --recipe {output} recipes/cpu.yaml")
     print(f"accelerate launch --quiet train.py --recipe {output} recipes/encoders/dinov2_base.yaml   # on a GPU")
+
+
+def _check(data: Mapping[str, Any]) -> None:
+    """Raise DatasetError where training would not take the keys, or could not pair or split the files."""
+    from data_scripts.listing import Source
+    from data_scripts.preparation import find_builder
+    from data_scripts.problems import Problems
+
+    source = Source(data["root"], data.get("allow_partial", False), data["custom"])
+    Problems(find_builder(data["train"]).list_dataset(source).problems).raise_if_any(colors=False)
 
 
 def _print_found(found, custom: dict) -> None:

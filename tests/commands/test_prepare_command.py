@@ -194,6 +194,54 @@ def test_pairs_in_one_folder_and_folders_in_one_zip_train(write, packed, images,
     assert counts == {"train": 5, "validation": 1}
 
 
+@pytest.mark.parametrize(
+    ("count", "flags", "words"),
+    [
+        (4, ["--val_share", "20"], "val_share must be between 0 and 1, not 20"),
+        (1, [], "val_share cannot split 1 image"),
+        (4, ["--data.custom.classes", "[a, a, a]"], "must hold 1 to 254 different names"),
+        (4, ["--data.custom.label_mapping", "{0: 0, 1: 9}"], "sends 1 to 9: send it to 0..2 or 255"),
+        (4, ["--data.custom.train_list", "train.txt"], "The list /train.txt is not there"),
+    ],
+)
+def test_a_recipe_that_training_would_refuse_is_not_written(count, flags, words, tmp_path):
+    for number in range(count):
+        plain_ids(tmp_path, number)
+    with pytest.raises(DatasetError, match=words) as error:
+        prepare(tmp_path, tmp_path, *flags)
+    assert "\n" not in str(error.value) and not [*tmp_path.glob("my.*")]
+
+
+def test_validation_folders_and_a_share_exclude_each_other(tmp_path):
+    for number in range(3):
+        plain_ids(tmp_path, number)
+        plain_ids(tmp_path / "val", number + 3)
+    val = ["--val_images", str(tmp_path / "val/images"), "--val_labels", str(tmp_path / "val/labels")]
+    with pytest.raises(DatasetError, match="val_share needs training pairs and no validation pairs"):
+        prepare(tmp_path, tmp_path, *val, "--val_share", "0.5")
+
+
+def test_two_images_of_one_name_are_problems(tmp_path):
+    """Training would take only one of them, so it refuses; all are said at once."""
+    for number in range(4):
+        plain_ids(tmp_path, number)
+    for number in (1, 2):
+        save(tmp_path / "images" / f"{number}.png", photo(number))
+    save(tmp_path / "labels/3.bmp", ids(3, 0, 1, 2))
+    with pytest.raises(UserError) as error:
+        prepare(tmp_path, tmp_path)
+    lines = str(error.value).split("\n")
+    assert lines[0].startswith("3 problem(s)") and len(lines) == 4 and not [*tmp_path.glob("my.*")]
+    assert all("would be one sample: rename or remove one" in line for line in lines[1:])
+
+
+def test_a_recipe_that_is_there_is_kept(tmp_path):
+    (tmp_path / "my.yaml").write_text("mine")
+    with pytest.raises(UserError, match="is there already: name another file"):
+        prepare(tmp_path, tmp_path)
+    assert (tmp_path / "my.yaml").read_text() == "mine"
+
+
 def test_three_faults_are_said_in_one_run(tmp_path):
     """Labels half the size of their image, a label without an image, and a file that is no image."""
     for number in range(3):
