@@ -35,6 +35,7 @@ class Found:
         kind: ids, palette, colors or binary.
         values: pixels of each stored value (a packed colour where `kind` is colors), over all pairs.
         sizes: how many images have each (height, width).
+        unpaired: by split, files that are left out because they have no partner.
         problems: files that cannot be used, as sentences.
         names: class names by stored value, where a palette or a file has them; `names_from` says which.
     """
@@ -46,6 +47,7 @@ class Found:
     kind: str = "ids"
     values: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    unpaired: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     names_from: str = ""
@@ -125,23 +127,32 @@ def stored_labels(pair: Pair, colors: bool) -> np.ndarray:
     return decode_labels(pair.annotation, pair.annotation_name, colors)
 
 
-def inspect(places: Mapping[str, tuple[str, str]], reader: Reader, asked: Mapping[str, Any] | None = None) -> Found:
+def inspect(
+    places: Mapping[str, tuple[str, str]],
+    reader: Reader,
+    suffixes: Mapping[str, str] | None = None,
+    allow_partial: bool = False,
+) -> Found:
     """Look at all pairs of each split, (images folder, labels folder), and read every label map.
 
     Args:
-        asked: keys of data.custom that the user gives; its suffixes are not guessed.
+        suffixes: image_suffix and label_suffix, which are guessed where neither is given.
+        allow_partial: whether files without a partner are left out, and no problems.
 
     Raises:
         DatasetError: there are no pairs, or no label map can be read.
     """
     found = Found(lambda pair: Pair(pair[0], reader.read(pair[0]), pair[1], reader.read(pair[1])))
     for split, folders in places.items():
-        matched = match_pairs(*folders, asked or {})
+        matched = match_pairs(*folders, suffixes or {})
         if found.pairs and (found.image_suffix, found.label_suffix) != matched.suffixes:
             raise DatasetError(f"The files of {split} are named in another way than those of train: rename them alike.")
         found.pairs[split], (found.image_suffix, found.label_suffix) = matched.pairs, matched.suffixes
         found.problems += matched.doubled
-        found.problems += matched.unpaired
+        if allow_partial:
+            found.unpaired[split] = len(matched.unpaired)
+        else:
+            found.problems += matched.unpaired
     found.look_at_labels()
     name_classes(found, places)
     return found

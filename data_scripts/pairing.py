@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_scripts.archive import Member, MissingArchive
 from data_scripts.custom import Custom
@@ -27,13 +27,13 @@ class Matched(NamedTuple):
     doubled: list[str]
 
 
-def match_pairs(image_folder: str, label_folder: str, asked: Mapping[str, Any]) -> Matched:
+def match_pairs(image_folder: str, label_folder: str, given: Mapping[str, str]) -> Matched:
     """The pairs of two folders, which may be inside archives, or the same one.
 
     `a.jpg` belongs to `a.png`, `a_mask.png`, `a_L.png`; `a_leftImg8bit.png` to `a_gtFine_labelIds.png`.
 
     Args:
-        asked: keys of data.custom that the user gives; image_suffix and label_suffix are guessed where none is.
+        given: image_suffix and label_suffix, which are guessed where neither is given.
 
     Raises:
         DatasetError: there are none.
@@ -42,12 +42,12 @@ def match_pairs(image_folder: str, label_folder: str, asked: Mapping[str, Any]) 
         photos, maps = find_place(image_folder, stack), find_place(label_folder, stack)
         same = (photos.archive.path, photos.prefix) == (maps.archive.path, maps.prefix)
         names, labels = names_below(photos, IMAGE_ENDINGS), names_below(maps, LABEL_ENDINGS)
-        suffixes = (asked.get(SUFFIXES[0], ""), asked.get(SUFFIXES[1], ""))
+        suffixes = (given.get(SUFFIXES[0], ""), given.get(SUFFIXES[1], ""))
         if not any(suffixes) and (same or not {*map(stem, names)} & {*map(stem, labels)}):
             suffixes = guess_suffixes(names, labels, same)
         doubled = remove_doubled(photos, (suffixes[0],) if suffixes[0] else IMAGE_ENDINGS)
         doubled += remove_doubled(maps, (suffixes[1],) if suffixes[1] else LABEL_ENDINGS)
-        found, unpaired = find_pairs(photos, maps, Custom(**dict(zip(SUFFIXES, suffixes, strict=True))))
+        found, unpaired = find_pairs(photos, maps, Custom(image_suffix=suffixes[0], label_suffix=suffixes[1]))
         if not found or (same and not suffixes[1]):  # each would be its own label map
             raise DatasetError(nothing_matches(image_folder, label_folder, names, labels))
     return Matched(list(found.values()), suffixes, unpaired, doubled)

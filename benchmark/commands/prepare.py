@@ -82,7 +82,7 @@ def draft(own, asked: Mapping[str, Any]) -> None:
     keys = {key.removeprefix("data."): value for key, value in asked.items() if not key.startswith(CUSTOM)}
     custom_keys = {key.removeprefix(CUSTOM): value for key, value in asked.items() if key.startswith(CUSTOM)}
     with Reader() as reader:
-        found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader, custom_keys)
+        found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader, asked)
         custom, notes = draft_recipe(found, custom_keys)
         custom |= places
         if own.val_share is not None or "validation" not in found.pairs:
@@ -95,9 +95,10 @@ def draft(own, asked: Mapping[str, Any]) -> None:
         _write(output, found, data, notes)
 
 
-def _look_at_folders(own, reader, custom_keys: Mapping[str, Any]) -> tuple:
+def _look_at_folders(own, reader, asked: Mapping[str, Any]) -> tuple:
     """What was found, and the keys that say where it is."""
     from data_scripts.inspect_folder import inspect
+    from data_scripts.pairing import SUFFIXES
 
     if not (own.images and own.labels) or bool(own.val_images) != bool(own.val_labels):
         raise UserError("Images and labels go together: name both folders of each split.")
@@ -108,7 +109,8 @@ def _look_at_folders(own, reader, custom_keys: Mapping[str, Any]) -> tuple:
     for split, short in (("train", "train"), ("validation", "val")):
         if split in places:
             keys |= {f"{short}_images": places[split][0], f"{short}_labels": places[split][1]}
-    return inspect(places, reader, custom_keys), keys
+    suffixes = {key: asked[CUSTOM + key] for key in SUFFIXES if CUSTOM + key in asked}
+    return inspect(places, reader, suffixes, asked.get("data.allow_partial", False)), keys
 
 
 def _look_at_hub(own) -> tuple:
@@ -154,6 +156,8 @@ def _print_found(found, custom: dict) -> None:
         first = found.read(pairs[0])
         names = (getattr(name, "name", name) for name in (first.image_name, first.annotation_name))
         print(f"{split}: {len(pairs):,} pairs, such as {' and '.join(map(str, names))}")
+        if left_out := found.unpaired.get(split):
+            print(f"{split}: {left_out:,} file(s) without a partner left out, because of data.allow_partial")
     (height, width), count = found.sizes.most_common(1)[0]
     print(f"sizes: {len(found.sizes)}, most often {width}x{height} ({count:,} images)")
     print(f"labels: {STORED.get(found.kind, 'masks of 0 and 255')}")

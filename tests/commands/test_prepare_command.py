@@ -235,6 +235,20 @@ def test_two_images_of_one_name_are_problems(tmp_path):
     assert all("would be one sample: rename or remove one" in line for line in lines[1:])
 
 
+def test_files_without_a_partner_are_left_out_where_it_is_allowed(tiny, tmp_path, capsys):
+    for number in range(6):
+        plain_ids(tmp_path, number)
+    (tmp_path / "labels/2.png").unlink()
+    save(tmp_path / "labels/more.png", ids(0, 0, 1))
+    with pytest.raises(UserError, match=r"^2 problem.s.*\n2\.jpg in .* has no label.*\nmore\.png in .* has no image"):
+        prepare(tmp_path, tmp_path)
+    recipe = prepare(tmp_path, tmp_path, "--data.allow_partial", "true")
+    assert "train: 2 file(s) without a partner left out" in capsys.readouterr().out
+    assert recipe["data"]["allow_partial"] is True
+    results = train(parse([*on_own(tiny, tmp_path), "--train.steps", "1"]))
+    assert results["datasets"]["folder"]["fingerprint"]["counts"] == {"train": 4, "validation": 1}
+
+
 def test_a_recipe_that_is_there_is_kept(tmp_path):
     (tmp_path / "my.yaml").write_text("mine")
     with pytest.raises(UserError, match="is there already: name another file"):

@@ -32,9 +32,9 @@ def write(root: Path, labels, count: int = 3) -> None:
         save(root / "labels" / f"{number}.png", labels)
 
 
-def look(root: Path, images: str = "images", labels: str = "labels", **asked: str) -> Found:
+def look(root: Path, images: str = "images", labels: str = "labels", **suffixes: str) -> Found:
     with Reader() as reader:
-        return inspect({"train": (str(root / images), str(root / labels))}, reader, asked)
+        return inspect({"train": (str(root / images), str(root / labels))}, reader, suffixes)
 
 
 def named(root: Path) -> dict[int, str]:
