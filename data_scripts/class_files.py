@@ -24,10 +24,9 @@ CLASS_FILES = (
 NAME_TITLES = ("name", "class_name", "label_name", "category", "title", "class", "label")  # of a CSV's columns
 ID_TITLES = ("id", "index", "idx", "value", "class_id", "label_id", "pixel_value", "number", "class", "label")
 COLOR_TITLES = (("r", "g", "b"), ("red", "green", "blue"))
-COLORED = re.compile(
-    r"^([^:,;]+)[:,;]\s*(\d+)\s*[,;]\s*(\d+)\s*[,;]\s*(\d+)"
-)  # name:r,g,b of CVAT; name,r,g,b of a CSV
-NUMBER_FIRST = re.compile(r"^(?P<id>\d+)[\s:,;]+(?P<name>.+)$")
+# name:r,g,b of CVAT; name,r,g,b of a CSV
+COLORED = re.compile(r"^([^:,;]+)[:,;]\s*(\d+)\s*[,;]\s*(\d+)\s*[,;]\s*(\d+)")
+NUMBER_FIRST = re.compile(r"^(?P<id>\d+)[\s:,;]+(?P<name>.+?)((\s*[,;]\s*\d+){3})?$")  # a colour may follow
 NUMBER_LAST = re.compile(r"^(?P<name>.+?)\s*[:,;\t]\s*(?P<id>\d+)$")
 
 

@@ -88,8 +88,7 @@ def draft(own, asked: Mapping[str, Any]) -> None:
         if own.val_share is not None or "validation" not in found.pairs:
             custom["val_share"] = 0.2 if own.val_share is None else own.val_share
         custom |= custom_keys
-        parse_custom(custom)
-        _print_found(found, custom)
+        _print_found(found, parse_custom(custom))
         data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": fitting_crop(found.sizes, 16)}
         data |= {"num_workers": "auto", **keys, "custom": {"name": output.stem, **custom}}
         _write(output, found, data, notes)
@@ -149,7 +148,8 @@ def _check(data: Mapping[str, Any]) -> None:
     Problems(find_builder(data["train"]).list_dataset(source).problems).raise_if_any(colors=False)
 
 
-def _print_found(found, custom: dict) -> None:
+def _print_found(found, custom) -> None:
+    """The pairs, sizes and kind of labels, and what each stored value becomes."""
     from data_scripts.inspect_folder import STORED
 
     for split, pairs in found.pairs.items():
@@ -161,12 +161,12 @@ def _print_found(found, custom: dict) -> None:
     (height, width), count = found.sizes.most_common(1)[0]
     print(f"sizes: {len(found.sizes)}, most often {width}x{height} ({count:,} images)")
     print(f"labels: {STORED.get(found.kind, 'masks of 0 and 255')}")
-    mapping, total = custom.get("label_mapping"), sum(found.values.values())
+    train_ids, total = custom.rule().train_ids, sum(found.values.values())
     rows = []
     for value, pixels in sorted(found.values.items()):
         key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if found.kind == "colors" else value
-        train_id = mapping.get(key, 255) if mapping else (value if value < len(custom["classes"]) else 255)
-        name = "ignored" if train_id == 255 else custom["classes"][train_id]
+        train_id = train_ids.get(value)
+        name = "not named" if train_id is None else "ignored" if train_id == 255 else custom.classes[train_id]
         rows.append((str(key), name, f"{pixels / total:.3%}"))
     print(format_table(rows, ("value", "class", "share of pixels"), left=2))
 

@@ -212,6 +212,15 @@ def test_a_recipe_that_training_would_refuse_is_not_written(count, flags, words,
     assert "\n" not in str(error.value) and not [*tmp_path.glob("my.*")]
 
 
+def test_what_is_printed_is_what_training_does_with_a_mapping(tmp_path, capsys):
+    for number in range(3):
+        plain_ids(tmp_path, number)
+    asked = ["--data.custom.label_mapping", "{0: 2, 1: 1, 2: 255}", "--data.custom.classes", "[a, b, c]"]
+    prepare(tmp_path, tmp_path, *asked)
+    rows = [line.rsplit(maxsplit=1)[0].split() for line in capsys.readouterr().out.splitlines() if line[-1:] == "%"]
+    assert rows == [["0", "c"], ["1", "b"], ["2", "ignored"], ["255", "ignored"]]
+
+
 def test_validation_folders_and_a_share_exclude_each_other(tmp_path):
     for number in range(3):
         plain_ids(tmp_path, number)

@@ -61,6 +61,7 @@ GRASS = {0: "grass", 1: "car", 2: "person"}
         ("classes.txt", "2 person\n0 grass\n1 car", GRASS),
         ("classes.txt", "Klasse;Nummer\ngrass;0\nperson;2\ncar;1", GRASS),
         ("classes.csv", "grass,0\ncar,1\nperson,2", GRASS),
+        ("classes.csv", "0,grass,9,9,9\n1,car,8,8,8\n2,person,7,7,7", GRASS),
         ("classes.csv", "name\ngrass\ncar\nperson", GRASS),
         ("classes.csv", "Name,ID\ngrass,0\nperson,2\ncar,1", GRASS),
         ("classes.csv", "id,label\n0,grass\n2,person\n1,car", GRASS),
