@@ -34,6 +34,7 @@ class Found:
         image_suffix, label_suffix: how the files of a pair end behind what they share.
         kind: ids, palette, colors or binary.
         values: pixels of each stored value (a packed colour where `kind` is colors), over all pairs.
+        values_of: the values of each of `pairs`.
         sizes: how many images have each (height, width).
         unpaired: by split, files that are left out because they have no partner.
         problems: files that cannot be used, as sentences.
@@ -46,11 +47,13 @@ class Found:
     label_suffix: str = ""
     kind: str = "ids"
     values: Counter[int] = field(default_factory=Counter)
+    values_of: dict[Any, frozenset[int]] = field(default_factory=dict)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     unpaired: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     names_from: str = ""
+    _equal_values: dict[frozenset[int], frozenset[int]] = field(default_factory=dict)  # one in memory for many pairs
 
     def look_at_labels(self) -> None:
         """Read every pair: sizes, kind, values and problems.
@@ -78,7 +81,7 @@ class Found:
             try:
                 pair = self.read(sample)
                 kind = stored_kind(pair)
-                counts[kind].update(self._look_at(pair, kind == "colors"))
+                counts[kind].update(self._look_at(pair, kind == "colors", sample))
                 samples[kind][str(pair.annotation_name)] = sample
             except DatasetError as error:
                 self.problems.append(str(error))
@@ -89,10 +92,10 @@ class Found:
         self.kind = next((kind for kind in ("colors", "palette") if samples.get(kind)), "ids")
         if self.kind == "colors":
             for sample in samples["palette"].values():
-                counts["colors"].update(count_values(stored_labels(self.read(sample), True)))
+                counts["colors"].update(self._count(stored_labels(self.read(sample), True), sample))
         self.values = counts["colors"] if self.kind == "colors" else counts["palette"] + counts["ids"]
 
-    def _look_at(self, pair: Pair, colors: bool) -> Counter[int]:
+    def _look_at(self, pair: Pair, colors: bool, sample: Any) -> Counter[int]:
         """Note the sizes of a pair; returns the pixels of each value."""
         if pair.image is None or pair.annotation is None:
             raise DatasetError(f"{pair.image_name} has no image or no label map: fill or remove the row.")
@@ -101,13 +104,14 @@ class Found:
         if raw.shape != (info.height, info.width):
             self.problems.append(wrong_size(pair, raw, info))
         self.sizes[info.height, info.width] += 1
-        return count_values(raw)
+        return self._count(raw, sample)
 
-
-def count_values(raw: np.ndarray) -> Counter[int]:
-    """The pixels of each value of an (H, W) label map."""
-    values, counts = np.unique(raw, return_counts=True)
-    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    def _count(self, raw: np.ndarray, sample: Any) -> Counter[int]:
+        """The pixels of each value of an (H, W) label map, and a note of the values."""
+        values, counts = np.unique(raw, return_counts=True)
+        there = frozenset(values.tolist())
+        self.values_of[sample] = self._equal_values.setdefault(there, there)
+        return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def stored_kind(pair: Pair) -> str:

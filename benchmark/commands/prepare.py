@@ -128,7 +128,7 @@ def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
         raise UserError(
             "\n".join([f"{len(found.problems)} problem(s); fix each and run it again:", *found.problems[:20]])
         )
-    _check(data)
+    _check(found, data)
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet = output.with_suffix(".jpg")
     _draw_sheet(sheet, found, data["custom"])
@@ -138,14 +138,33 @@ def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
     print(f"accelerate launch --quiet train.py --recipe {output} recipes/encoders/dinov2_base.yaml   # on a GPU")
 
 
-def _check(data: Mapping[str, Any]) -> None:
-    """Raise DatasetError where training would not take the keys, or could not pair or split the files."""
+def _check(found, data: Mapping[str, Any]) -> None:
+    """Raise DatasetError or UserError where training would not take the keys, the pairs, the split or the labels."""
     from data_scripts.listing import Source
     from data_scripts.preparation import find_builder
     from data_scripts.problems import Problems
 
     source = Source(data["root"], data.get("allow_partial", False), data["custom"])
-    Problems(find_builder(data["train"]).list_dataset(source).problems).raise_if_any(colors=False)
+    listing = find_builder(data["train"]).list_dataset(source)
+    Problems(listing.problems).raise_if_any(colors=False)
+    train_ids = listing.rule.train_ids
+    if unnamed := sorted(found.values.keys() - train_ids.keys()):
+        raise UserError(
+            f"The label value(s) {' and '.join(_shown(found, value) for value in unnamed)} have no class: add each to "
+            "data.custom.label_mapping, as a class or as 255 (ignore)."
+        )
+    there = {train_ids[value] for sample in listing.samples["train"] for value in found.values_of[sample]}
+    absent = [name for number, name in enumerate(listing.classes) if number not in there]
+    if missing := [name for name in absent if name not in listing.options["allow_absent"]]:
+        raise UserError(
+            f"No pixel of the training split is {' or '.join(missing)}: take another share (--val_share) or draw "
+            "(--data.custom.split_seed), or name what may be missing in --data.custom.allow_absent."
+        )
+
+
+def _shown(found, value: int) -> str:
+    """A stored value, as a key of data.custom.label_mapping."""
+    return f"{value >> 16},{value >> 8 & 255},{value & 255}" if found.kind == "colors" else str(value)
 
 
 def _print_found(found, custom) -> None:
@@ -164,10 +183,9 @@ def _print_found(found, custom) -> None:
     train_ids, total = custom.rule().train_ids, sum(found.values.values())
     rows = []
     for value, pixels in sorted(found.values.items()):
-        key = f"{value >> 16},{value >> 8 & 255},{value & 255}" if found.kind == "colors" else value
         train_id = train_ids.get(value)
         name = "not named" if train_id is None else "ignored" if train_id == 255 else custom.classes[train_id]
-        rows.append((str(key), name, f"{pixels / total:.3%}"))
+        rows.append((_shown(found, value), name, f"{pixels / total:.3%}"))
     print(format_table(rows, ("value", "class", "share of pixels"), left=2))
 
 

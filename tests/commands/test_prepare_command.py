@@ -17,6 +17,7 @@ from benchmark.__main__ import main
 from benchmark.errors import UserError, as_sentence
 from benchmark.training.loop import train
 from data_scripts.errors import DatasetError
+from data_scripts.own import draw_split
 
 SIZE = (70, 90)
 
@@ -201,24 +202,51 @@ def test_pairs_in_one_folder_and_folders_in_one_zip_train(write, packed, images,
         (1, [], "val_share cannot split 1 image"),
         (4, ["--data.custom.classes", "[a, a, a]"], "must hold 1 to 254 different names"),
         (4, ["--data.custom.label_mapping", "{0: 0, 1: 9}"], "sends 1 to 9: send it to 0..2 or 255"),
+        (4, ["--data.custom.label_mapping", "{0: 0, 2: 1}"], r"value.s. 1 have no class: add each to data\.custom"),
         (4, ["--data.custom.train_list", "train.txt"], "The list /train.txt is not there"),
     ],
 )
 def test_a_recipe_that_training_would_refuse_is_not_written(count, flags, words, tmp_path):
     for number in range(count):
         plain_ids(tmp_path, number)
-    with pytest.raises(DatasetError, match=words) as error:
+    with pytest.raises((DatasetError, UserError), match=words) as error:
         prepare(tmp_path, tmp_path, *flags)
     assert "\n" not in str(error.value) and not [*tmp_path.glob("my.*")]
+
+
+@pytest.mark.parametrize("labels", ["numbers", "colours", "rows"])
+def test_a_class_that_only_validation_would_have_is_said(labels, tmp_path):
+    """Of any draw exactly the one that validates the image with class 2 is refused, as training would refuse it."""
+    maps = [ids(number, 0, 1, 2) if number == 3 else ids(number, 0, 1) for number in range(4)]
+    for number, array in enumerate(maps):
+        save(tmp_path / "images" / f"{number}.jpg", photo(number))
+        save(tmp_path / "labels" / f"{number}.png", COLORS[array] if labels == "colours" else array)
+    table = {"image": [photo(number) for number in range(4)], "label": [Image.fromarray(array) for array in maps]}
+    rows = datasets.Dataset.from_dict(table, datasets.Features(image=datasets.Image(), label=datasets.Image()))
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "hub")
+    places = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+    places = ["--hub", str(tmp_path / "hub")] if labels == "rows" else places
+    missing, name = [], "color 30,30,200" if labels == "colours" else "class 2"
+    for seed in range(6):
+        output = tmp_path / f"{seed}.yaml"
+        command = ["prepare", *places, "--output", str(output), "--data.custom.split_seed", str(seed)]
+        try:
+            main(command)
+        except UserError as error:
+            assert str(error).startswith(f"No pixel of the training split is {name}: take") and not output.exists()
+            main([*command, "--data.custom.allow_absent", f"['{name}']"])
+            missing.append(seed)
+        assert yaml.safe_load(output.read_text())["data"]["custom"]["split_seed"] == seed
+    assert missing == [seed for seed in range(6) if draw_split(4, 0.2, seed)[1] == [3]] and missing
 
 
 def test_what_is_printed_is_what_training_does_with_a_mapping(tmp_path, capsys):
     for number in range(3):
         plain_ids(tmp_path, number)
-    asked = ["--data.custom.label_mapping", "{0: 2, 1: 1, 2: 255}", "--data.custom.classes", "[a, b, c]"]
+    asked = ["--data.custom.label_mapping", "{0: 1, 1: 0, 2: 255}", "--data.custom.classes", "[a, b]"]
     prepare(tmp_path, tmp_path, *asked)
     rows = [line.rsplit(maxsplit=1)[0].split() for line in capsys.readouterr().out.splitlines() if line[-1:] == "%"]
-    assert rows == [["0", "c"], ["1", "b"], ["2", "ignored"], ["255", "ignored"]]
+    assert rows == [["0", "b"], ["1", "a"], ["2", "ignored"], ["255", "ignored"]]
 
 
 def test_validation_folders_and_a_share_exclude_each_other(tmp_path):
