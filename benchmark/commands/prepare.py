@@ -20,6 +20,14 @@ from benchmark.recipe.schema import Recipe, flatten
 from data_scripts.tables import format_table
 
 CUSTOM = "data.custom."
+PLACES = ["train_images", "train_labels", "val_images", "val_labels", "path", "config", "revision"]
+COLUMNS = ["train_split", "val_split", "image_column", "label_column"]
+DRAFTED = [
+    "data.train",
+    "data.val",
+    "data.root",
+    *(CUSTOM + key for key in PLACES + COLUMNS),
+]  # by flags or guesses
 SHEET_PAIRS = 12  # images on the sheet
 
 
@@ -65,7 +73,7 @@ def _asked_keys(overrides: Sequence[str]) -> dict[str, Any]:
     values = dict(flatten(plain))
     asked = {key: values[key] for key in values if any(flag.partition("=")[0] == f"--{key}" for flag in overrides)}
     for key in asked:
-        if not key.startswith("data.") or key in ("data.train", "data.val", "data.root"):
+        if not key.startswith("data.") or key in DRAFTED:
             raise UserError(f"A recipe that is drafted does not take --{key}: leave it out, or give it to train.py.")
     return asked
 

@@ -157,8 +157,9 @@ def test_keys_on_the_command_line_are_those_of_the_recipe(tiny, tmp_path):
         save(tmp_path / "labels" / f"{number}.png", ids(number, 0, 128, 255))
     with pytest.raises(DatasetError, match=r"add --data\.custom\.ignore_id null if it is one"):
         prepare(tmp_path, tmp_path)
-    with pytest.raises(UserError, match=r"does not take --data\.root"):
-        prepare(tmp_path, tmp_path, "--data.root", "elsewhere")
+    for key in ("data.root", "data.custom.train_images", "data.custom.label_column", "train.steps"):
+        with pytest.raises(UserError, match=f"does not take --{key}: leave it out"):
+            prepare(tmp_path, tmp_path, f"--{key}", "1")
     with pytest.raises(UserError, match=r"no recipe key 'data\.crops'"):
         prepare(tmp_path, tmp_path, "--data.crops", "32")
     assert not (tmp_path / "my.yaml").exists()
