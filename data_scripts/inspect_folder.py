@@ -53,7 +53,7 @@ class Found:
     problems: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     names_from: str = ""
-    _equal_values: dict[frozenset[int], frozenset[int]] = field(default_factory=dict)  # one in memory for many pairs
+    value_sets: dict[frozenset[int], frozenset[int]] = field(default_factory=dict)  # one in memory for many pairs
 
     def look_at_labels(self) -> None:
         """Read every pair: sizes, kind, values and problems.
@@ -110,7 +110,7 @@ class Found:
         """The pixels of each value of an (H, W) label map, and a note of the values."""
         values, counts = np.unique(raw, return_counts=True)
         there = frozenset(values.tolist())
-        self.values_of[sample] = self._equal_values.setdefault(there, there)
+        self.values_of[sample] = self.value_sets.setdefault(there, there)
         return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 

@@ -22,12 +22,8 @@ from data_scripts.tables import format_table
 CUSTOM = "data.custom."
 PLACES = ["train_images", "train_labels", "val_images", "val_labels", "path", "config", "revision"]
 COLUMNS = ["train_split", "val_split", "image_column", "label_column"]
-DRAFTED = [
-    "data.train",
-    "data.val",
-    "data.root",
-    *(CUSTOM + key for key in PLACES + COLUMNS),
-]  # by flags or guesses
+# The keys that flags of the command or its guesses decide.
+DRAFTED = ["data.train", "data.val", "data.root", *(CUSTOM + key for key in PLACES + COLUMNS)]
 SHEET_PAIRS = 12  # images on the sheet
 
 
