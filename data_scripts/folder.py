@@ -151,11 +151,13 @@ def find_pairs(photos: Place, maps: Place, custom: Custom) -> tuple[dict[str, Sa
     """The pairs by their shared key, in natural order of the images, and a sentence about each file without one."""
     labels = maps.members((custom.label_suffix,) if custom.label_suffix else LABEL_ENDINGS)
     images = photos.members((custom.image_suffix,) if custom.image_suffix else IMAGE_ENDINGS)
+    photo_names: set[str] = set()
     if (photos.archive.path, photos.prefix) == (maps.archive.path, maps.prefix):  # then a label map is no photo
         taken = {member.name for member in labels.values()} if custom.label_suffix else set()
         images = {key: member for key, member in images.items() if member.name not in taken}
+        photo_names = {member.name for member in images.values()}
     others = {}
-    for name in maps.archive.entries:
+    for name in maps.archive.entries.keys() - photo_names:
         if name.startswith(maps.prefix) and (ending := longest_ending(name, OTHER_LABELS)):
             others[name.removeprefix(maps.prefix)[: -len(ending)]] = ending
     unpaired = []

@@ -488,6 +488,14 @@ def test_one_folder_of_photos_and_masks(build):
     assert len(prepared.splits["train"]) == 1
 
 
+def test_a_label_map_of_another_format_is_named_and_a_photo_alone_is_none(build):
+    with pytest.raises(DatasetError, match=r"1\.png .* has no label \(its \.npy is not read: save label maps as PNG\)"):
+        build(pair() | {"img/1.png": photo(1), "lab/1.npy": b"x"})
+    files = {"all/0.jpg": photo(), "all/0.png": png(labels(0, 1)), "all/1.jpg": photo(1)}
+    with pytest.raises(DatasetError, match=r"1\.jpg in \S* has no label: add it"):
+        build(files, train_images="all", train_labels="all", image_suffix=".jpg", label_suffix=".png")
+
+
 def test_a_folder_in_another_case_and_an_empty_one_are_explained(build):
     with pytest.raises(DatasetError, match=r"Img is not in .*, but img is in"):
         build(pair(), train_images="Img")
