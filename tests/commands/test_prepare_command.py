@@ -201,7 +201,7 @@ def test_pairs_in_one_folder_and_folders_in_one_zip_train(write, packed, images,
     [
         (4, ["--val_share", "20"], "val_share must be between 0 and 1, not 20"),
         (1, [], "val_share cannot split 1 image"),
-        (4, ["--data.custom.classes", "[a, a, a]"], "must hold 1 to 254 different names"),
+        (4, ["--data.custom.classes", "[a, a, a]"], "must hold 2 to 254 different names"),
         (4, ["--data.custom.label_mapping", "{0: 0, 1: 9}"], "sends 1 to 9: send it to 0..2 or 255"),
         (4, ["--data.custom.label_mapping", "{0: 0, 2: 1}"], r"value.s. 1 have no class: add each to data\.custom"),
         (4, ["--data.custom.train_list", "train.txt"], "The list /train.txt is not there"),
