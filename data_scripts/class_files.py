@@ -30,24 +30,25 @@ NUMBER_FIRST = re.compile(r"^(?P<id>\d+)[\s:,;]+(?P<name>.+?)((\s*[,;]\s*\d+){3}
 NUMBER_LAST = re.compile(r"^(?P<name>.+?)\s*[:,;\t]\s*(?P<id>\d+)$")
 
 
-def find_names(folders: Collection[Path], values: Collection[int], colors: bool) -> tuple[dict[int, str], str]:
+def find_names(folders: Sequence[Path], values: Collection[int], colors: bool) -> tuple[dict[int, str], str]:
     """The first class file in `folders` that fits the stored values: names by value, and where they are from.
 
     Args:
+        folders: the nearest to the data first.
         colors: whether the values are packed colours.
 
     Raises:
         DatasetError: there are only files that do not fit; it says which values they leave without a name.
     """
-    files = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name in CLASS_FILES]
+    files = [folder / name for folder in folders for name in sorted(CLASS_FILES) if (folder / name).is_file()]
     misfits, classes = [], set(values) if colors else class_values(values)
-    for file in sorted(files):
+    for file in files:
         listed = read_class_file(file, colors)
         if not listed:
             continue
         given = listed if isinstance(listed, dict) else dict(enumerate(listed))
         names = given if isinstance(listed, dict) else name_in_order(listed, values)
-        if len(classes & names.keys()) >= min(2, len(classes)):
+        if len(classes & names.keys()) >= (min(2, len(classes)) if colors else len(classes)):
             return names, file.name if isinstance(listed, dict) else f"{file.name}, {describe_order(names)}"
         if not colors:
             misfits.append(misfit(file, given, classes))
@@ -112,7 +113,7 @@ def read_class_file(file: Path, colors: bool) -> dict[int, str] | list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     table = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter(lines))]
     if table and is_header(table[0]):
-        return read_table(table, colors)
+        return read_table(file, table, colors)
     colored = [match for line in lines if (match := COLORED.match(line))]
     if colors:
         return {pack(match[2], match[3], match[4]): match[1].strip() for match in colored}
@@ -179,20 +180,31 @@ def plain_title(cell: str) -> str:
     return {"names": "name", "classes": "class", "labels": "label"}.get(title, title)
 
 
-def read_table(table: Sequence[Sequence[str]], colors: bool) -> dict[int, str] | list[str]:
-    """Class names of rows below a header: by packed colour, by number, or as a list where there is no number."""
+def read_table(file: Path, table: Sequence[Sequence[str]], colors: bool) -> dict[int, str] | list[str]:
+    """Class names of rows below a header: by packed colour, by number, or as a list where there is no number.
+
+    Raises:
+        DatasetError: some rows have a number and some have none, two have the same, or several columns hold numbers.
+    """
     titles = [plain_title(cell) for cell in table[0]]
     rows = [[*row, *[""] * len(titles)][: len(titles)] for row in table[1:]]
     columns = dict(zip(titles, zip(*rows, strict=True), strict=False))
-    numeric = {title for title, cells in columns.items() if all(re.fullmatch(r"-?\d+", cell) for cell in cells)}
+    numbers = {title: [bool(re.fullmatch(r"-?\d+(\.0+)?", cell)) for cell in columns[title]] for title in columns}
+    numeric = {title for title in columns if all(numbers[title])}
     names = next((columns[title] for title in NAME_TITLES if title in columns and title not in numeric), ())
     channels = next((three for three in COLOR_TITLES if numeric.issuperset(three)), None)
     if colors:
         packed = zip(*(columns[channel] for channel in channels), strict=True) if channels else ()
         return {pack(*color): name for color, name in zip(packed, names, strict=False)}
-    ids = next((columns[title] for title in ID_TITLES if title in numeric), None)
-    if ids:
-        return {int(number): name for number, name in zip(ids, names, strict=False)}
+    others = [title for title in columns if any(numbers[title]) and title not in sum(COLOR_TITLES, ())]
+    ids = next((title for title in ID_TITLES if title in numeric), others[0] if len(others) == 1 else None)
+    if ids in numeric:
+        return unique(file, [(int(float(number)), name) for number, name in zip(columns[ids], names, strict=False)])
+    if others:
+        raise DatasetError(
+            f"{file} has no column in which each row has its label value ({', '.join(others)}): name one id, with a "
+            "number in each row, or remove the file."
+        )
     return [] if channels else list(names)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from data_scripts.archive import Archive, Member, MissingArchive, plain_name
 from data_scripts.archives import open_archive
+from data_scripts.class_files import decode_text
 from data_scripts.custom import Custom, parse_custom
 from data_scripts.errors import DatasetError
 from data_scripts.listing import Listing, Sample, Source, archive_record, natural_pairs
@@ -67,7 +68,7 @@ class Builder(OwnBuilder):
                     raise DatasetError(nothing_found(photos, maps, images, labels, source.root))
                 if names:
                     folders = {Path(source.root, place.replace("\\", "/")).name for place in (images, labels)}
-                    pairs = listed_pairs(pairs, source.root, names, folders, problems)
+                    pairs = listed_pairs(pairs, source.root, names, folders, custom, problems)
                     records.append({"name": names, "pairs": sorted(pairs)})
                 elif unpaired and not source.allow_partial:
                     for sentence in unpaired:
@@ -179,7 +180,7 @@ def find_pairs(photos: Place, maps: Place, custom: Custom) -> tuple[dict[str, Sa
 
 
 def listed_pairs(
-    pairs: dict[str, Sample], root: str, file: str, folders: Collection[str], problems: Problems
+    pairs: dict[str, Sample], root: str, file: str, folders: Collection[str], custom: Custom, problems: Problems
 ) -> dict[str, Sample]:
     """The pairs that a list file names, one stem or path a line, in the pairs' order.
 
@@ -194,12 +195,15 @@ def listed_pairs(
         for tail in tails(key):
             by_tail.setdefault(tail, []).append(key)
     chosen: set[str] = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
+    suffixes = tuple(filter(None, (custom.image_suffix, custom.label_suffix)))
+    for line in decode_text(path.read_bytes()).splitlines():
         name = plain_name(line.strip().split("\t")[0])
         if not name:
             continue
         first = name.split(" ")[0]  # some lists name an image and its label
-        candidates = (name, *(n[: -len(longest_ending(n, IMAGE_ENDINGS)) or None] for n in (name, first)))
+        candidates = [name, *(n[: -len(longest_ending(n, IMAGE_ENDINGS)) or None] for n in (name, first))]
+        candidates += [n.removesuffix(end) for end in suffixes for n in (name, first)]
+        candidates += [n.removesuffix(end.rpartition(".")[0]) for end in suffixes for n in (name, first)]
         found = next(filter(None, (named_keys(c, pairs, by_tail, folders) for c in candidates)), [])
         if len(found) == 1:
             chosen.update(found)

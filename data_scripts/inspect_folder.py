@@ -164,9 +164,10 @@ def inspect(
 
 def name_classes(found: Found, places: Mapping[str, tuple[str, str]]) -> None:
     """Name the values from a file beside the folders, or from a known colour list."""
-    folders = {
-        parent for pair in places.values() for place in pair for parent in (Path(place), *Path(place).parents[:2])
-    }
+    lines = [(Path(place), *Path(place).parents[:2]) for pair in places.values() for place in pair]
+    folders = list(
+        dict.fromkeys(folder for level in zip(*lines, strict=False) for folder in level)
+    )  # the nearest first
     found.names, found.names_from = find_names(folders, found.values, found.kind == "colors")
     if found.names:
         return

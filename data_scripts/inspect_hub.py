@@ -51,7 +51,9 @@ def inspect_hub(path: str, config: str | None, share: float | None) -> tuple[Fou
 
     found = Found(read, {split: [(split, row) for row in range(len(part))] for split, part in rows.items()})
     found.look_at_labels()
-    classes = next(class_names(loaded["train"].features.values()), [])
+    # A ClassLabel in a column of its own is of whole images.
+    columns = loaded["train"].features.items()
+    classes = next(class_names(f for name, f in columns if name == label or not isinstance(f, datasets.ClassLabel)), [])
     # 255 may stand for no class, and a list that does not reach to the values names something else.
     if found.kind not in ("colors", "binary") and reaches(classes, found.values):
         found.names, found.names_from = dict(enumerate(classes)), "the dataset's features"

@@ -45,6 +45,8 @@ def match_pairs(image_folder: str, label_folder: str, given: Mapping[str, str]) 
         suffixes = (given.get(SUFFIXES[0], ""), given.get(SUFFIXES[1], ""))
         if not any(suffixes) and (same or not {*map(stem, names)} & {*map(stem, labels)}):
             suffixes = guess_suffixes(names, labels, same)
+            if not same and suffixes[0].lower() in IMAGE_ENDINGS:  # photos may end in several
+                suffixes = ("", suffixes[1])
         doubled = remove_doubled(photos, (suffixes[0],) if suffixes[0] else IMAGE_ENDINGS)
         doubled += remove_doubled(maps, (suffixes[1],) if suffixes[1] else LABEL_ENDINGS)
         found, unpaired = find_pairs(photos, maps, Custom(image_suffix=suffixes[0], label_suffix=suffixes[1]))

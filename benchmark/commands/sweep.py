@@ -29,7 +29,13 @@ def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark sweep", description=__doc__)
     parser.add_argument("study", metavar="STUDY", type=Path, help="a study file, such as recipes/studies/tiny.yaml")
     parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help="runs/ and the file's name by default")
-    parser.add_argument("--recipe", nargs="+", default=[], metavar="FILE", help="for all runs, over the settings' own")
+    parser.add_argument(
+        "--recipe",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="for all runs, after the settings' files; keys that a setting or an encoder sets itself stay",
+    )
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where the runs go (%(default)s)")
     parser.add_argument("--status", action="store_true", help="print where the runs stand, and stop")
     parser.add_argument("--no_prepare", action="store_true", help="neither prepare datasets nor fetch weights here")

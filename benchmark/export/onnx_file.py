@@ -137,7 +137,10 @@ def _write(model: SegmentationModel, file: Path) -> None:
                 "torch, or export it with another version of torch."
             ) from error
     if isinstance(program.model.graph.inputs[0].shape[0], int):
-        raise UserError(f"{model.config.encoder} could only be exported for a fixed batch: use it with torch.")
+        raise UserError(
+            f"{model.config.encoder} with the {model.config.head} head could only be exported for a fixed batch: use "
+            "it with torch."
+        )
     program.save(str(file))
 
 

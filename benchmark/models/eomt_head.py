@@ -136,7 +136,7 @@ class EomtHead(Mask2FormerHead):
         _, embeddings, features = prediction
         logits = torch.einsum("bqe,behw->bqhw", embeddings, features)
         inside = F.interpolate(logits.float(), self.grid_size, mode="bilinear").flatten(2) > 0
-        allowed = tokens.new_ones((len(tokens), 1, tokens.shape[1], tokens.shape[1]), dtype=torch.bool)
+        allowed = tokens.new_ones((tokens.shape[0], 1, tokens.shape[1], tokens.shape[1]), dtype=torch.bool)
         allowed[:, 0, : inside.shape[1], -inside.shape[2] :] = inside | ~masked[..., None]
         return allowed
 

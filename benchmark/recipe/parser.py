@@ -54,11 +54,6 @@ def load_recipe(files: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
     return dataclasses.replace(recipe, output=dataclasses.replace(recipe.output, setting=setting, dir=folder))
 
 
-def recipe_keys(file: Path) -> set[str]:
-    """The keys that a recipe file sets, itself or through its base; UserError as for `load_recipe`."""
-    return {flag.key for flag in _file_flags(file)}
-
-
 @lru_cache
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)

@@ -21,13 +21,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError
-from benchmark.recipe.identity import identity
-from benchmark.recipe.parser import RENAMED, load_recipe, read_yaml, recipe_keys, to_text
+from benchmark.recipe.parser import load_recipe, read_yaml, to_text
 from benchmark.recipe.schema import Recipe, flatten
 from benchmark.reporting.run_folder import write_atomically
 
@@ -97,7 +95,8 @@ def load_study(
     Args:
         overrides: `--section.key value` for all runs.
         folder: the study's; by default runs/ and the file's name.
-        recipes: files for all runs, which override a setting's files and keys, and which an encoder's override.
+        recipes: files for all runs, which override a setting's files and which an encoder's override. Keys that a
+            setting or an encoder sets itself override all files, because settings may differ in them alone.
 
     Raises:
         UserError: all that is wrong with the file, or with a cell's recipe, each with its place.
@@ -119,14 +118,12 @@ def load_study(
         raise UserError(f"The study {file} cannot be run: " + " ".join(faults))
     folder = folder or Path("runs") / file.stem
     cells = tuple(
-        _cell(folder, setting, recipe.under(recipes), name, encoder, seed, overrides)
+        _cell(folder, setting, recipe, recipes, name, encoder, seed, overrides)
         for setting, (recipe, members, base) in settings.items()
         for name, encoder in members.items()
         for seed in sorted({*base, *more.get((setting, name), ())})
     )
     _check_recipes(file, cells)
-    if recipes:
-        _check_settings(cells)
     return Study(file.stem, folder, cells)
 
 
@@ -152,13 +149,6 @@ def shorten(path: Path) -> str:
 class _RecipeList:
     files: tuple[str, ...]
     flags: tuple[str, ...]
-
-    def under(self, files: Sequence[str]) -> "_RecipeList":
-        """The list with further files, whose keys replace those of `flags`."""
-        replaced = {key for file in files for key in recipe_keys(Path(file))}
-        pairs = zip(self.flags[::2], self.flags[1::2], strict=True)
-        kept = [pair for pair in pairs if RENAMED.get(pair[0][2:], pair[0][2:]) not in replaced]
-        return _RecipeList((*self.files, *files), tuple(chain.from_iterable(kept)))
 
 
 class _Reader:
@@ -262,6 +252,7 @@ def _cell(
     folder: Path,
     setting: str,
     recipe: _RecipeList,
+    recipes: Sequence[str],
     name: str,
     encoder: _RecipeList,
     seed: int,
@@ -270,7 +261,7 @@ def _cell(
     run = folder / setting / f"{name}-seed{seed}"
     own = ("--seed", str(seed), "--output.setting", setting, "--output.dir", shorten(run))
     flags = (*recipe.flags, *encoder.flags, *overrides, *own)
-    return Cell(setting, name, seed, (*recipe.files, *encoder.files), flags, run)
+    return Cell(setting, name, seed, (*recipe.files, *recipes, *encoder.files), flags, run)
 
 
 def _check_recipes(file: Path, cells: Sequence[Cell]) -> None:
@@ -284,15 +275,3 @@ def _check_recipes(file: Path, cells: Sequence[Cell]) -> None:
     if faults:
         told = [f"{name}: {fault}" for fault, name in faults.items()]
         raise UserError("\n".join([f"{len(told)} fault(s) in the recipes of {file}; fix each:", *told]))
-
-
-def _check_settings(cells: Sequence[Cell]) -> None:
-    """Raise UserError where the recipes for all runs set what two settings differ in, which makes them one."""
-    found: dict[str, Cell] = {}
-    for cell in cells:
-        first = found.setdefault(repr((cell.encoder, cell.seed, identity(cell.recipe))), cell)
-        if first.setting != cell.setting:
-            raise UserError(
-                f"With --recipe the settings {first.setting} and {cell.setting} of {cell.encoder} are the same: remove "
-                "from the recipe the keys in which they differ."
-            )

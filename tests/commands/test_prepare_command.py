@@ -358,11 +358,12 @@ def test_pictures_are_no_label_maps(tmp_path):
 
 @pytest.mark.parametrize("labels", [datasets.Image(), datasets.Array2D(SIZE, "uint8")])
 def test_a_hub_dataset_becomes_a_recipe_that_trains(labels, tiny, tmp_path, capsys):
-    """Columns by type and name, splits by name, class names from a ClassLabel anywhere in the features."""
+    """Columns by type and name, splits by name, class names from a ClassLabel that is not of whole images."""
     maps = [ids(number, 0, 1, 2, 255) for number in range(6)]
     features = datasets.Features(
         {
             "id": datasets.Value("int64"),
+            "scene": datasets.ClassLabel(names=["beach", "city", "forest"]),  # of the whole image
             "seg_mask": labels,
             "photo": datasets.Image(),
             "objects": {"category": datasets.List(datasets.ClassLabel(names=["sky", "road", "car"]))},
@@ -370,6 +371,7 @@ def test_a_hub_dataset_becomes_a_recipe_that_trains(labels, tiny, tmp_path, caps
     )
     rows = {
         "id": range(6),
+        "scene": [0] * 6,
         "seg_mask": [Image.fromarray(m) for m in maps] if isinstance(labels, datasets.Image) else maps,
         "photo": [photo(number) for number in range(6)],
         "objects": [{"category": [0]}] * 6,

@@ -67,6 +67,8 @@ GRASS = {0: "grass", 1: "car", 2: "person"}
         ("classes.csv", "id,label\n0,grass\n2,person\n1,car", GRASS),
         ("classes.csv", "class\tname\n0\tgrass\n2\tperson\n1\tcar", GRASS),
         ("classes.csv", 'class,label\ngrass,0\n"person",2\ncar,1', GRASS),
+        ("classes.csv", "class_name,class_index\nperson,2\ncar,1\ngrass,0", GRASS),  # a title that is not known
+        ("classes.csv", "name,id\nperson,2.0\ncar,1.0\ngrass,0.0", GRASS),  # as pandas writes it
         ("classes.csv", "id,name,r,g,b\n0,grass,9,9,9\n2,person,8,8,8\n1,car,7,7,7", GRASS),
         ("classes.csv", "name,r,g,b,id\nego,0,0,0,-1\ngrass,9,9,9,0\nperson,8,8,8,2\ncar,7,7,7,1", GRASS),
         ("classes.csv", "name,red,green,blue\ngrass,0,0,0\ncar,9,9,9", {0: "class 0", 1: "class 1"}),
@@ -87,6 +89,13 @@ def test_a_class_file_names_the_values_that_it_means(file, text, expected, tmp_p
         ("10 car\n11 person", (0, 1), r"none for the label value\(s\) 0, 1: "),
         ("0 grass\ncar\n2 person", (0, 1, 2), "2 lines with a number in front and 1 without: write"),
         ("0 grass\n0 car\n2 person", (0, 1, 2), "names a label value twice: correct"),
+        ("id,name\n0,grass\n1,car\n1,person", (0, 1, 2), "names a label value twice: correct"),
+        (
+            "id,name\n0,grass\n,car\n2,person",
+            (0, 1, 2),
+            r"no column in which each row has its label value \(id\): name",
+        ),
+        ("0 grass\n1 car", (0, 1, 2, 3), r"none for the label value\(s\) 2, 3: "),
     ],
 )
 def test_a_class_file_that_does_not_fit_stops(text, values, words, tmp_path):
@@ -97,8 +106,15 @@ def test_a_class_file_that_does_not_fit_stops(text, values, words, tmp_path):
         look(tmp_path)
     assert "classes.txt" in str(error.value) and "\n" not in str(error.value)
     (tmp_path / "labels.txt").write_text("\n".join(f"{value} name" for value in values))  # one that fits
-    if "2 lines" not in words and "twice" not in words:
+    if words.startswith(("has 2", "none")):
         assert look(tmp_path).names_from == "labels.txt"
+
+
+def test_the_class_file_that_is_nearest_to_the_data_counts(tmp_path):
+    write(tmp_path / "data", stripes(0, 1, 2))
+    (tmp_path / "data/classes.txt").write_text("grass\ncar\nperson")
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird")
+    assert named(tmp_path / "data") == GRASS
 
 
 def test_a_colour_table_names_colours_whatever_the_order_of_its_columns(tmp_path):

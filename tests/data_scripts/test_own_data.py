@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from data_scripts import archives, format_report
 from data_scripts.errors import DatasetError
 from data_scripts.images import IMAGE_MODES, check_image, decode_labels
+from data_scripts.pairing import match_pairs
 from data_scripts.preparation import prepare
 
 CLASSES = ["background", "object"]
@@ -515,6 +516,27 @@ def test_lists_name_the_pairs_of_a_split(build, tmp_path):
     (tmp_path / "val.txt").write_text("1\nnothing\n")
     with pytest.raises(DatasetError, match=r"val\.txt names nothing, which has no image with a label"):
         build(train_list="train.txt", val_list="val.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_may_name_whole_files_and_come_from_windows(build, tmp_path, encoding):
+    names = ["a/0", "a/1", "b/2", "b/3"]
+    files = {f"img/{name}_photo.png": photo(k) for k, name in enumerate(names)}
+    files |= {f"lab/{name}_mask.png": png(labels(0, 1)) for name in names}
+    keys = {"image_suffix": "_photo.png", "label_suffix": "_mask.png", "train_list": "list.txt"}
+    lines = ["img/a/0_photo.png", "a/1_photo", "img/b/2_photo.png lab/b/2_mask.png"]
+    build(files | {"list.txt": "\n".join(lines).encode(encoding)}, **keys)
+    paths = [row["image"]["path"] for row in build(**keys).splits["train"]]
+    assert sorted(paths) == ["a/0_photo.png", "a/1_photo.png", "b/2_photo.png"]
+
+
+def test_photos_of_several_endings_have_label_maps_of_one(tmp_path):
+    (tmp_path / "img").mkdir(), (tmp_path / "lab").mkdir()
+    for number, ending in enumerate((".jpg", ".jpeg", ".jpg")):
+        (tmp_path / f"img/{number}{ending}").write_bytes(photo())
+        (tmp_path / f"lab/{number}_mask.png").write_bytes(png(labels(0, 1)))
+    found = match_pairs(str(tmp_path / "img"), str(tmp_path / "lab"), {})
+    assert len(found.pairs) == 3 and not found.unpaired and found.suffixes == ("", "_mask.png")
 
 
 def test_a_list_never_takes_another_file_than_the_one_named(build, tmp_path):

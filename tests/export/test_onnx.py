@@ -129,8 +129,10 @@ def test_what_is_no_file_of_ours_ends_in_one_sentence(tmp_path, monkeypatch):
 def test_a_head_that_takes_the_encoder_is_exported(tmp_path):
     model = load_model(make_model(tmp_path / "model", head="eomt"))
     model.encoder.backbone.blocks = model.encoder.backbone.blocks[-3:]
-    found = write_onnx(model, tmp_path / "x.onnx", precision="fp32", about={})
-    assert found.labels == 1 and found.scores < 1e-5
+    for shares in ([0, 0], [0, 0.5]):  # at the end, and of a model that was chosen before it
+        model.head.mask_shares = shares
+        found = write_onnx(model, tmp_path / "x.onnx", precision="fp32", about={})
+        assert found.labels == 1 and found.scores < 1e-5
 
 
 def test_what_cannot_be_exported_is_named_with_its_reason(tmp_path, monkeypatch):

@@ -91,27 +91,6 @@ def test_recipes_of_the_command_are_between_the_setting_and_the_encoder(small, t
     assert all(cell.recipe.model.encoder != "other" for cell in cells)
 
 
-def test_recipes_of_the_command_override_a_settings_keys_and_flags_override_both(small, tmp_path):
-    (tmp_path / "base.yaml").write_text("train: {steps: 7}\n")
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("base: base.yaml\ndata: {crop_size: 64}\n")
-    steps = [cell.recipe.train.steps for cell in load_study(small, recipes=[str(mine)]).cells]
-    assert steps == [7] * 5
-    steps = [cell.recipe.train.steps for cell in load_study(small, ["--train.steps", "9"], recipes=[str(mine)]).cells]
-    assert steps == [9] * 5
-    assert [cell.recipe.train.steps for cell in load_study(small).cells][-1] == 5
-
-
-def test_a_recipe_that_makes_two_settings_one_is_refused(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("model: {head: linear}\n")
-    with pytest.raises(UserError, match=r"settings linear and \w+ of \w+ are the same: remove from the recipe"):
-        load_study(STUDIES / "heads_tiny.yaml", recipes=[str(mine)])
-    mine.write_text("train: {steps: 9}\n")
-    heads = {cell.recipe.model.head for cell in load_study(STUDIES / "heads_tiny.yaml", recipes=[str(mine)]).cells}
-    assert heads == set(HEADS)
-
-
 def test_all_faults_of_a_study_file_are_told_at_once(tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text(
