@@ -61,7 +61,7 @@ def draft_recipe(found: Found, asked: Mapping[str, Any] | None = None) -> tuple[
                 notes.append(f"Assumed: the value {value}, which {found.names_from} does not name, is ignored.")
         else:
             custom["classes"] = [f"class {value}" for value in known]
-            notes.append("Named by their values, because no classes.txt was found: write the classes' names here.")
+            notes.append("Named by their values, because no class file names them: write the classes' names here.")
             if known != list(range(len(known))):
                 custom["label_mapping"] = {value: index for index, value in enumerate(known)}
         if ignores:

@@ -74,7 +74,7 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
         )
     image_noise = bool(len(first.unions) > 1 and (images_of_class > 1).any())
     if not image_noise:
-        notes.append(f"{group.setting}: each class is in one image, so no interval can be known.")
+        notes.append(f"{group.setting}: no class is in two images, so intervals, ranks and probabilities say nothing.")
     if len(kinds := {run.kind_of_device for run in group.runs}) > 1:
         told = "; ".join(sorted(f"{device}, {precision}" for device, precision in kinds))
         notes.append(f"{group.setting}: runs of several kinds ({told}): times and memory must not be compared.")
