@@ -164,10 +164,8 @@ def inspect(
 
 def name_classes(found: Found, places: Mapping[str, tuple[str, str]]) -> None:
     """Name the values from a file beside the folders, or from a known colour list."""
-    lines = [(Path(place), *Path(place).parents[:2]) for pair in places.values() for place in pair]
-    folders = list(
-        dict.fromkeys(folder for level in zip(*lines, strict=False) for folder in level)
-    )  # the nearest first
+    near = [folder for pair in places.values() for place in map(Path, pair) for folder in (place, *place.parents[:2])]
+    folders = sorted(dict.fromkeys(near), key=lambda folder: -len(folder.parts))
     found.names, found.names_from = find_names(folders, found.values, found.kind == "colors")
     if found.names:
         return

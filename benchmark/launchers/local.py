@@ -210,9 +210,6 @@ def _signal_group(group: int, number: int) -> bool:
     """Send a signal to a group of processes; whether it has any."""
     try:
         os.killpg(group, number)
-    except (
-        ProcessLookupError,
-        PermissionError,
-    ):  # the latter on macOS, for processes that ended and are not waited for
+    except (ProcessLookupError, PermissionError):  # the latter on macOS, where they ended and are not waited for
         return False
     return True

@@ -73,8 +73,7 @@ class Encoder(nn.Module):
         name: timm's name of the model, with or without the tag of its weights, or hf-hub:org/model.
         img_size: (height, width) of the crop in pixels, each a multiple of `patch_size`.
         patch_size: side of a square patch in pixels; need not be the pretraining's.
-        source: what the model on the Hub is made of, as `read_hub_encoder` returns it; asked of the Hub where it is
-            None. None for timm's own names.
+        source: what the model on the Hub is made of, as `read_hub_encoder` returns it; None: asked of the Hub.
         timm_kwargs: passed on to `timm.create_model` (depth, drop_path_rate, ...).
 
     Raises:

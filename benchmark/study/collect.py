@@ -107,16 +107,10 @@ class Group:
 
     @property
     def uneven(self) -> dict[str, list[str]]:
-        """The classes without a validation label that some runs predict and others do not: the encoders that do.
-
-        The means of such runs are over different classes.
-        """
+        """Classes without a validation label that some runs alone predict, and so count: the encoders that do."""
         predicted = {name: [run for run in self.runs if run.unlabelled[name]] for name in self.runs[0].unlabelled}
-        return {
-            name: list(dict.fromkeys(run.encoder for run in runs))
-            for name, runs in predicted.items()
-            if 0 < len(runs) < len(self.runs)
-        }
+        some = {name: runs for name, runs in predicted.items() if 0 < len(runs) < len(self.runs)}
+        return {name: list(dict.fromkeys(run.encoder for run in runs)) for name, runs in some.items()}
 
     def of(self, encoder: str) -> list[Trained]:
         """The runs of an encoder, by seed."""
