@@ -144,7 +144,9 @@ def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
 
 def _check(found, data: Mapping[str, Any]) -> None:
     """Raise DatasetError or UserError where training would not take the keys, the pairs, the split or the labels."""
+    from data_scripts.images import image_sum
     from data_scripts.listing import Source
+    from data_scripts.own import check_apart
     from data_scripts.preparation import find_builder
     from data_scripts.problems import Problems
 
@@ -164,6 +166,11 @@ def _check(found, data: Mapping[str, Any]) -> None:
             f"No pixel of the training split is {' or '.join(missing)}: take another share (--val_share) or draw "
             "(--data.custom.split_seed), or name what may be missing in --data.custom.allow_absent."
         )
+    places = {
+        split: {image_sum(pair.image): str(pair.image_name) for pair in map(found.read, samples)}
+        for split, samples in listing.samples.items()
+    }
+    check_apart(places["train"], places.get("validation", {}), data["custom"].get("val_share") is not None)
 
 
 def _shown(found, value: int) -> str:

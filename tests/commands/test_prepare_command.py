@@ -215,6 +215,25 @@ def test_a_recipe_that_training_would_refuse_is_not_written(count, flags, words,
     assert "\n" not in str(error.value) and not [*tmp_path.glob("my.*")]
 
 
+@pytest.mark.parametrize("share", [[], ["--val_images"]])
+def test_an_image_in_both_splits_stops_before_a_recipe_is_written(share, tmp_path):
+    for number in range(4):
+        plain_ids(tmp_path, number)
+    images = sorted((tmp_path / "images").iterdir())
+    if share:
+        for kind in ("images", "labels"):
+            shutil.copytree(tmp_path / kind, tmp_path / "val" / kind)
+        share += [str(tmp_path / "val/images"), "--val_labels", str(tmp_path / "val/labels")]
+    else:
+        for image in images[1:]:
+            shutil.copy(images[0], image)
+    with pytest.raises(
+        DatasetError, match="training images too, byte for byte" if share else "image.s. are duplicates"
+    ):
+        prepare(tmp_path, tmp_path, *share)
+    assert not [*tmp_path.glob("my.*")]
+
+
 @pytest.mark.parametrize("labels", ["numbers", "colours", "rows"])
 def test_a_class_that_only_validation_would_have_is_said(labels, tmp_path):
     """Of any draw exactly the one that validates the image with class 2 is refused, as training would refuse it."""
