@@ -40,7 +40,7 @@ def build_optimizer(
         betas=tuple(betas),
         eps=eps,
         weight_decay=weight_decay,
-        fused=head[0].device.type == "cuda",
+        fused=True,
     )
 
 
