@@ -75,15 +75,18 @@ def interval_chart(rows: Sequence[Row], marks: Marks) -> str:
 
 
 def cost_chart(rows: Sequence[Row], marks: Marks) -> str:
-    """mean IoU with its interval against GPU-hours; a staircase joins the Pareto front, whose names are bold."""
+    """mean IoU with its interval against GPU-hours; a staircase joins the Pareto front of each kind of device, whose
+    names are bold.
+    """
     rows = [row for row in rows if known(row["mean_iou"]) and known(row["gpu_hours"])]
     costs = [row["gpu_hours"] for row in rows]
     log = min(costs, default=0) > 0 and max(costs) > LOG_FROM * min(costs)
     x = Scale.around(costs, LEFT, WIDTH - 20, log)
     y = Scale.around(_percents(rows), HEIGHT - FOOT, TOP)
     parts = [x_axis(x, y.end, y.start, "GPU-hours" + " (logarithmic)" * log), y_axis(y, x.start, x.end, "mean IoU, %")]
-    front = sorted((row["gpu_hours"], 100 * row["mean_iou"]) for row in rows if row["pareto"])
-    if front:
+    for kind in dict.fromkeys((row["device"], row["precision"]) for row in rows if row["pareto"]):
+        alike = [row for row in rows if row["pareto"] and (row["device"], row["precision"]) == kind]
+        front = sorted((row["gpu_hours"], 100 * row["mean_iou"]) for row in alike)
         stairs = [(x.at(cost), y.at(score)) for cost, score in front]
         corners = [((after[0], before[1]), after) for before, after in pairwise(stairs)]
         hover = title("Pareto front: no other encoder is as cheap and as good")

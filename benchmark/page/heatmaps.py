@@ -62,9 +62,9 @@ def difference_matrix(encoders: Sequence[str], differences: Sequence[Mapping[str
         said = (
             f"{pair['better']} {MINUS} {pair['worse']}: {_signed(points, 2)} {interval_text(pair['interval'])} points"
         )
-        return colour, _signed(value, 1), f"{said}, {'sure' if pair['sure'] else 'within noise'}"
+        return colour, _signed(value, 1), f"{said}, {'sure' if pair['sure'] else 'not sure among all pairs'}"
 
-    return _grid(encoders, encoders, cell, (42, 22), "Pairs of encoders that differ beyond noise")
+    return _grid(encoders, encoders, cell, (47, 22), "Pairs of encoders that differ beyond noise")
 
 
 def class_heatmap(encoders: Sequence[str], classes: Sequence[str], iou: Sequence[Mapping[str, float | None]]) -> str:

@@ -81,7 +81,8 @@ def model_card(
         picture: whether panel.png lies beside it, once there are results.
     """
     model, data, train = recipe["model"], recipe["data"], recipe["train"]
-    results = results or {}
+    results = dict(results or {})
+    results["datasets"] = {_dataset_name(data, key): value for key, value in results.get("datasets", {}).items()}
     height, width = data["crop_size"] if isinstance(data["crop_size"], list) else (data["crop_size"],) * 2
     facts = {
         "trained on": _dataset_name(data, data["train"]),
@@ -110,7 +111,9 @@ def model_card(
         project=PACKAGE,
         scores=_scores(results, finished=step == train["steps"]),
         crop=f"{height}x{width}",
-        picture="\n![Image, label and prediction of validation images](panel.png)\n" if results and picture else "",
+        picture="\n![Image, label and prediction of validation images](panel.png)\n"
+        if results["datasets"] and picture
+        else "",
         processes=results.get("world_size", 1),
         machine=_machine(results),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
@@ -140,7 +143,7 @@ def _metadata(name: str, recipe: Mapping[str, Any], results: Mapping[str, Any]) 
                 metric_name=metric_name,
                 metric_value=scores[metric],
             )
-            for dataset, scores in results.get("datasets", {}).items()
+            for dataset, scores in results["datasets"].items()
             for metric, metric_name in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy"))
             if scores[metric] is not None
         ]
@@ -205,7 +208,7 @@ def _code(results: Mapping[str, Any]) -> str | None:
 
 def _scores(results: Mapping[str, Any], *, finished: bool) -> str:
     lines = [] if finished else ["**Training continues; these are not the final weights.**"]
-    for dataset, scores in results.get("datasets", {}).items():
+    for dataset, scores in results["datasets"].items():
         mean_iou, accuracy = (_percent(scores[key]) for key in ("mean_iou", "pixel_accuracy"))
         lines.append(f"**{mean_iou} % mIoU** on {dataset}'s validation images ({accuracy} % of the pixels are right).")
         if scores["absent_classes"]:
@@ -228,7 +231,7 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 def _classes(results: Mapping[str, Any]) -> str:
     lines = []
-    for dataset, scores in results.get("datasets", {}).items():
+    for dataset, scores in results["datasets"].items():
         lines += [f"### IoU by class on {dataset}, in per cent", "", "| class | IoU |", "|---|---|"]
         lines += [f"| {name} | {_percent(iou)} |" for name, iou in scores["iou"].items()] + [""]
     return "\n".join(lines)

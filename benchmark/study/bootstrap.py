@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import chi2
 
 DRAWS = 10_000
 CHUNK = 1_000  # draws at once: their products stay in a few megabytes
@@ -17,11 +18,13 @@ CHUNK = 1_000  # draws at once: their products stay in a few megabytes
 
 @dataclass(frozen=True)
 class Run:
-    """One run's score in 0..1, its draws (draws,) under the dataset's weights, and its `small_sample_factor`."""
+    """One run's score in 0..1, its draws (draws,) under the dataset's weights, and its `small_sample` factor and
+    degrees of freedom."""
 
     score: float
     draws: np.ndarray
     factor: float
+    degrees_of_freedom: float
 
 
 @dataclass(frozen=True)
@@ -156,26 +159,34 @@ def bootstrap_scores(
     return scores
 
 
-def small_sample_factor(denominators: np.ndarray) -> float:
-    """By what a bootstrap's deviations are too small where few images have a class: at least 1.
+def small_sample(denominators: np.ndarray) -> tuple[float, float]:
+    """What few images make of a bootstrap: its deviations are too small, and how far images move a score is uncertain.
 
     A class's ratio is a mean over images with the shares h_i of its denominator. Residuals r_i from that mean have
     E[sum h_i^2 r_i^2] = s^2 sum h_i^2 (1 - 2 h_i + H), H = sum h_j^2, while the mean's variance is s^2 H: the
     correction of heteroscedasticity-consistent variances for leverage (MacKinnon and White, Journal of Econometrics
     1985), pooled here over classes, because a class in one image shows no deviation at all.
 
+    An image thus adds v_i, its sum over classes of h_i^2 (1 - 2 h_i + H), to the variance that is seen. A sum of
+    unequal variances has (sum v_i)^2 / sum v_i^2 degrees of freedom (Satterthwaite, Biometrics Bulletin 1946), one
+    less because the mean is estimated: images - 1 where all count alike.
+
     Args:
         denominators: (images, classes), at least 0.
 
     Returns:
-        the factor; 1 where every class is in one image, as nothing can be known then.
+        the factor of the deviations, at least 1, and the degrees of freedom, at least 1; both are 1 where every class
+        is in one image, as nothing can be known then.
     """
     present = denominators[:, np.any(denominators, axis=0)]
     shares = present / present.sum(axis=0)
     squares = shares**2
     variance = squares.sum(axis=0)
-    seen = (squares * (1 - 2 * shares + variance)).sum()
-    return float(np.sqrt(variance.sum() / seen)) if seen > 0 else 1.0
+    seen = (squares * (1 - 2 * shares + variance)).sum(axis=1)
+    if seen.sum() <= 0:
+        return 1.0, 1.0
+    degrees = seen.sum() ** 2 / (seen**2).sum() - 1
+    return float(np.sqrt(variance.sum() / seen.sum())), max(1.0, float(degrees))
 
 
 def draw_run(
@@ -185,7 +196,7 @@ def draw_run(
     return Run(
         mean_ratio(numerators, denominators, frequencies),
         bootstrap_scores(numerators, denominators, weights, frequencies),
-        small_sample_factor(denominators),
+        *small_sample(denominators),
     )
 
 
@@ -205,27 +216,34 @@ def seed_noise(scores: Sequence[Sequence[float]], draws: int = DRAWS, name: str 
     return SeedNoise(squares / degrees, degrees, scale)
 
 
-def setting_scores(setting: str, models: Mapping[str, Sequence[Run]], noise: SeedNoise, seed: int = 0) -> Scores:
+def setting_scores(
+    setting: str, models: Mapping[str, Sequence[Run]], noise: SeedNoise, dataset: str = "", seed: int = 0
+) -> Scores:
     """The joint draws of a setting's models: other images, and other seeds as far as `noise` knows of them.
 
-    A model's draw is the mean over its seeds, centred on its score, its deviations times the small-sample factor, plus
-    z * scale / sqrt(seeds). One factor serves all models, the mean over runs, because they share images. A model with
-    one seed gets the noise that other models, or another setting's, have shown.
+    A model's draw is the mean over its seeds, centred on its score, its deviations times the small-sample factor and
+    sqrt(nu / chi2_nu), because the images' variance is an estimate, too, plus z * scale / sqrt(seeds). One factor and
+    one nu serve all models, the mean over runs, because they share images. A model with one seed gets the noise that
+    other models, or another setting's, have shown.
 
     Args:
         setting: a name; the noise of settings with other names is independent.
         models: by encoder, the runs of its seeds: one or more.
+        dataset: whose images these are; all settings of a dataset have one chi2 in a draw, as they have one weight.
 
     Raises:
         ValueError: no model, or a model without a run.
     """
     if not models or not all(models.values()):
         raise ValueError("A setting needs at least one model, and each model at least one run.")
-    factor = np.mean([run.factor for runs in models.values() for run in runs])
+    every = [run for runs in models.values() for run in runs]
+    factor, degrees = (np.mean([getattr(run, name) for run in every]) for name in ("factor", "degrees_of_freedom"))
+    chances = generator(seed, "image variance", dataset).random(len(noise.scale))
+    widening = factor * np.sqrt(degrees / chi2.ppf(chances, degrees))
     scores = np.array([np.mean([run.score for run in runs]) for runs in models.values()])
     draws = np.empty((len(models), len(noise.scale)))
     for row, score, (encoder, runs) in zip(draws, scores, models.items(), strict=True):
         images = np.mean([run.draws for run in runs], axis=0)
         normal = generator(seed, "seeds", setting, encoder).standard_normal(len(row))
-        row[:] = score + factor * (images - images.mean()) + normal * noise.scale / np.sqrt(len(runs))
+        row[:] = score + widening * (images - images.mean()) + normal * noise.scale / np.sqrt(len(runs))
     return Scores(tuple(models), scores, draws)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, 
 from benchmark.study.bootstrap import mean_ratio
 from benchmark.study.metrics import TITLES, Counts, image_counts
 from benchmark.study.status import FAILED, FINISHED, Status, run_status
-from benchmark.study.study import STUDY
+from benchmark.study.study import read_study
 
 SEEDED = re.compile(r"(.+)-seed\d+")  # a run folder's name
 RARE = 10  # images: a class in fewer is rare
@@ -48,9 +48,14 @@ class Trained:
         return self.counts["mean_iou"].denominators
 
     @property
+    def labelled(self) -> np.ndarray:
+        """(images, classes), in pixels; the same for all runs on a dataset."""
+        return self.counts["mean_accuracy"].denominators
+
+    @property
     def unlabelled(self) -> dict[str, bool]:
         """The classes without a validation label, and whether the run predicts them: then they count 0, else not."""
-        labelled = self.counts["mean_accuracy"].denominators.sum(axis=0)
+        labelled = self.labelled.sum(axis=0)
         predicted = self.unions.sum(axis=0)
         return {name: bool(predicted[k] > 0) for k, name in enumerate(self.classes) if labelled[k] == 0}
 
@@ -154,9 +159,9 @@ def collect(folders: Sequence[Path]) -> Collection:
         if group is None:
             groups.append(group := Group(run.setting))
         group.missing.append(run)
-    order = [cell["setting"] for folder in folders for cell in _study(folder)["cells"]]
+    order = [cell["setting"] for folder in folders for cell in read_study(folder)["cells"]]
     groups.sort(key=lambda group: order.index(group.setting) if group.setting in order else len(order))
-    name = " and ".join(_study(folder)["name"] or folder.resolve().name for folder in folders)
+    name = " and ".join(read_study(folder)["name"] or folder.resolve().name for folder in folders)
     return Collection(name, groups, notes)
 
 
@@ -234,21 +239,12 @@ def _run_folders(folder: Path) -> Iterator[Path]:
     if (folder / RESULTS).exists():
         yield folder
     else:
-        yield from sorted(path.parent for path in folder.rglob(RESULTS) if (path.parent / CONFUSION).exists())
-
-
-def _study(folder: Path) -> dict[str, Any]:
-    """study.json, which a sweep writes; empty elsewhere."""
-    try:
-        content = json.loads((folder / STUDY).read_text())
-        return {"name": str(content["name"]), "cells": list(content["cells"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"name": "", "cells": []}
+        yield from sorted(path.parent for path in folder.rglob(RESULTS))
 
 
 def _missing(folder: Path, broken: Mapping[Path, str]) -> Iterator[Missing]:
     """The runs of a study that are not finished, and those whose results cannot be read."""
-    for cell in _study(folder)["cells"]:
+    for cell in read_study(folder)["cells"]:
         run = folder / cell["setting"] / f"{cell['encoder']}-seed{cell['seed']}"
         status = Status(FAILED, sentence=broken[run]) if run in broken else run_status(run)
         if status.state != FINISHED:
@@ -261,7 +257,8 @@ def _without_duplicates(runs: Sequence[Trained], notes: list[str]) -> list[Train
     for run in runs:
         key = repr((run.results["setting"], run.keys, run.dataset, run.trained_on))
         if key in found:
-            notes.append(f"{run.name} and {found[key].name} are the same run twice: only the latter counts.")
+            first, second = (f"{copy.folder} ({100 * copy.score():.2f} %)" for copy in (found[key], run))
+            notes.append(f"{first} and {second} are the same run twice: only the former counts. Remove one of them.")
         found.setdefault(key, run)
     return list(found.values())
 
@@ -289,12 +286,12 @@ def _group(runs: Sequence[Trained], notes: list[str]) -> list[Group]:
 
 
 def _name_apart(group: Group) -> None:
-    """Give encoders that have one name in the tables, but are not the same, their full names."""
+    """Add to the name of encoders that have one name in the tables, but are not the same, in what they differ."""
     own = [key for key in KEYS if KEYS[key].metadata.get("encoder")]
     for encoder in group.encoders:
-        kinds = {repr([run.keys.get(key) for key in own]) for run in group.of(encoder)}
-        if len(kinds) > 1:
-            for index, run in enumerate(group.runs):
-                if run.encoder == encoder:
-                    full = f"{encoder} ({run.results['encoder']}, {run.name})"
-                    group.runs[index] = Trained(**{**run.__dict__, "encoder": full})
+        same = group.of(encoder)
+        differing = [key for key in own if len({repr(run.keys.get(key)) for run in same}) > 1]
+        for index, run in enumerate(group.runs):
+            if differing and run.encoder == encoder:
+                told = ", ".join(f"{key.rpartition('.')[2]} {run.keys.get(key)}" for key in differing)
+                group.runs[index] = replace(run, encoder=f"{encoder} ({told})")

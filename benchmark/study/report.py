@@ -1,16 +1,21 @@
 """A study's numbers: from runs to what report.json holds and every table and picture shows."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from benchmark.study import statistics
 from benchmark.study.answer import Thresholds, answer
-from benchmark.study.bootstrap import DRAWS, Scores, SeedNoise
+from benchmark.study.bootstrap import DRAWS, Scores, SeedNoise, small_sample
 from benchmark.study.collect import RARE, Collection, Group, Trained, learning_curve
 from benchmark.study.metrics import OTHERS
 from benchmark.study.scores import add_metrics, draw_other_scores, draw_scores
+from data_scripts.preparation import OWN
+
+FEWEST_DEGREES = 2  # of freedom of the images: below, in simulated studies, statements of 95 % were wrong in up to 40 %
 
 
 def build_report(
@@ -30,14 +35,17 @@ def build_report(
     settings = []
     for group in collection.groups:
         if group.runs:
-            noise = _noise_entry(noises[group.setting], sources[group.setting])
+            lender = next((other for other in groups if other.setting == sources[group.setting]), None)
+            noise = _noise_entry(noises[group.setting], group, lender)
             settings.append(_setting(group, scores[group.setting], noise, notes))
             metrics = {metric: found[group.setting] for metric, found in others.items() if group.setting in found}
             add_metrics(settings[-1]["rows"], metrics)
+            _withhold(settings[-1])
         else:
             settings.append(_empty_setting(group))
             notes.append(f"{group.setting}: no run is finished.")
-    pairs = _pairs(groups, scores, seed)
+    doubtful = [entry["setting"] for entry in settings if entry["uneven_classes"] or not entry["image_noise"]]
+    pairs = _pairs(groups, scores, seed, doubtful)
     return {
         "name": collection.name,
         "versions": _versions(groups, notes),
@@ -50,21 +58,23 @@ def build_report(
     }
 
 
-def _noise_entry(noise: SeedNoise, source: str | None) -> dict[str, Any]:
-    known = not noise.image_sampling_only
-    std = float(np.sqrt(noise.variance)) if known else None
-    return {"std": std, "degrees_of_freedom": noise.degrees_of_freedom, "from": source}
+def _noise_entry(noise: SeedNoise, group: Group, lender: Group | None) -> dict[str, Any]:
+    std = None if noise.image_sampling_only else float(np.sqrt(noise.variance))
+    foreign = lender is not None and lender.runs[0].dataset != group.runs[0].dataset
+    source = lender and lender.setting
+    return {"std": std, "degrees_of_freedom": noise.degrees_of_freedom, "from": source, "of_other_data": foreign}
 
 
 def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """One table, and what is said of the data below it."""
     first = group.runs[0]
-    images_of_class = (first.unions > 0).sum(axis=0)
+    images_of_class = (first.labelled > 0).sum(axis=0)
     rare = int(((images_of_class > 0) & (images_of_class < RARE)).sum())
     if noise["degrees_of_freedom"] == 0:
         notes.append(f"{group.setting}: no model has two seeds, so nothing is said about training again.")
     elif noise["from"]:
-        notes.append(f"{group.setting}: how far seeds differ is borrowed from {noise['from']}.")
+        whose = ", which has another dataset: two seeds here would tell more" if noise["of_other_data"] else ""
+        notes.append(f"{group.setting}: how far seeds differ is borrowed from {noise['from']}{whose}.")
     if uneven := group.uneven:
         told = "; ".join(f"{name} is predicted by {', '.join(encoders)}" for name, encoders in uneven.items())
         notes.append(
@@ -72,9 +82,15 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
             f"them alone, so that the scores must not be compared ({told}): leave these classes out of the "
             "dataset, or add validation images of them."
         )
-    image_noise = bool(len(first.unions) > 1 and (images_of_class > 1).any())
+    validation, *further = first.results["datasets"]
+    if further:
+        notes.append(f"{group.setting} is ranked on {validation} alone: results.json has the scores on {further}.")
+    image_noise = bool((images_of_class > 1).any() and small_sample(first.labelled)[1] >= FEWEST_DEGREES)
     if not image_noise:
-        notes.append(f"{group.setting}: no class is in two images, so intervals, ranks and probabilities say nothing.")
+        notes.append(
+            f"{group.setting}: the {len(first.unions)} validation image(s) are too few, or too few of them share a "
+            "class, to say how far chance moves a score: there are no intervals, and every encoder may have every rank."
+        )
     if len(kinds := {run.kind_of_device for run in group.runs}) > 1:
         told = "; ".join(sorted(f"{device}, {precision}" for device, precision in kinds))
         notes.append(f"{group.setting}: runs of several kinds ({told}): times and memory must not be compared.")
@@ -94,7 +110,7 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
     rows.sort(key=lambda row: (row["rank"], row["encoder"]))
     return {
         "setting": group.setting,
-        "dataset": next(iter(first.results["datasets"])),
+        "dataset": first.results["dataset"] if validation in OWN else validation,
         "protocol": first.results["protocol"],
         "steps": first.results["step"],
         "images": len(first.unions),
@@ -109,9 +125,24 @@ def _setting(group: Group, scores: Scores, noise: dict[str, Any], notes: list[st
     }
 
 
+def _withhold(setting: dict[str, Any]) -> None:
+    """Take out what the data cannot say: where there is no image noise, or where classes are uneven."""
+    every, known = [1, len(setting["rows"])], setting["image_noise"]
+    if known and not setting["uneven_classes"]:
+        return
+    for row in setting["rows"]:
+        row |= {"rank_set": every, "best_probability": None}
+        if not known:
+            row["interval"] = None
+            for metric in row["metrics"].values():
+                metric |= {"interval": None, "rank_set": every}
+    for pair in setting["differences"]:
+        pair |= {"interval": None, "sure": False}
+
+
 def _empty_setting(group: Group) -> dict[str, Any]:
     empty = dict.fromkeys(("dataset", "protocol", "steps", "images", "rare_classes", "image_noise"))
-    noise = {"std": None, "degrees_of_freedom": 0, "from": None}
+    noise = {"std": None, "degrees_of_freedom": 0, "from": None, "of_other_data": False}
     lists: dict[str, Any] = {"classes": [], "uneven_classes": {}, "rows": [], "differences": []}
     return {"setting": group.setting, **empty, "seed_noise": noise, **lists, "missing": _missing(group)}
 
@@ -198,38 +229,42 @@ def _differences(scores: Scores) -> list[dict[str, Any]]:
     return found
 
 
-def _pairs(groups: Sequence[Group], scores: Mapping[str, Scores], seed: int) -> list[dict[str, Any]]:
-    """Every pair of settings that share encoders, the cheaper one first."""
+def _pairs(
+    groups: Sequence[Group], scores: Mapping[str, Scores], seed: int, doubtful: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Every pair of settings that share encoders, the cheaper one first; nothing is said of `doubtful` ones."""
+    pairs = []
+    for first, second in combinations(groups, 2):
+        if shared := [encoder for encoder in first.encoders if encoder in second.encoders]:
+            pairs.append((*_cheap_and_expensive(first, second, shared), len(shared)))
+    compared = Counter(b.setting for _, b, _, _ in pairs)
     found = []
-    for number, first in enumerate(groups):
-        for second in groups[number + 1 :]:
-            shared = [encoder for encoder in first.encoders if encoder in second.encoders]
-            if not shared:
-                continue
-            a, b, ratio = _cheap_and_expensive(first, second, shared)
+    for a, b, ratio, encoders in pairs:
+        tau = regret = None
+        if a.setting not in doubtful and b.setting not in doubtful:
             tau = statistics.rank_correlation(scores[a.setting], scores[b.setting], seed)
-            regret = statistics.choice_regret(scores[a.setting], scores[b.setting])
-            found.append(
-                {
-                    "a": a.setting,
-                    "b": b.setting,
-                    "encoders": len(shared),
-                    "tau": tau.tau if tau else None,
-                    "tau_interval": [tau.low, tau.high] if tau else None,
-                    "p": tau.p_value if tau else None,
-                    "choice": regret.encoder if regret else None,
-                    "regret": regret.estimate if regret else None,
-                    "regret_bound": regret.upper_bound if regret else None,
-                    "cost_ratio": ratio,
-                }
-            )
+            regret = statistics.choice_regret(scores[a.setting], scores[b.setting], compared[b.setting])
+        found.append(
+            {
+                "a": a.setting,
+                "b": b.setting,
+                "encoders": encoders,
+                "tau": tau.tau if tau else None,
+                "tau_interval": [tau.low, tau.high] if tau else None,
+                "p": tau.p_value if tau else None,
+                "choice": regret.encoder if regret else None,
+                "regret": regret.estimate if regret else None,
+                "regret_bound": regret.upper_bound if regret else None,
+                "cost_ratio": ratio,
+            }
+        )
     return found
 
 
 def _cheap_and_expensive(first: Group, second: Group, shared: Sequence[str]) -> tuple[Group, Group, float | None]:
     """Two settings by their GPU-hours for the encoders that they share, and the ratio of these.
 
-    The ratio is None where devices or precisions differ; the order is then the study's.
+    The ratio is None where devices or precisions differ, or no time is known; the order is then the study's.
     """
     runs = [run for group in (first, second) for encoder in shared for run in group.of(encoder)]
     if len({run.kind_of_device for run in runs}) > 1:
@@ -238,6 +273,8 @@ def _cheap_and_expensive(first: Group, second: Group, shared: Sequence[str]) -> 
         sum(float(np.mean([run.gpu_hours for run in group.of(encoder)])) for encoder in shared)
         for group in (first, second)
     ]
+    if not min(hours):
+        return first, second, None
     if hours[0] <= hours[1]:
         return first, second, hours[0] / hours[1]
     return second, first, hours[1] / hours[0]
@@ -251,4 +288,7 @@ def _versions(groups: Sequence[Group], notes: list[str]) -> dict[str, Any]:
         found[name] = values.pop() if len(values) == 1 else None
         if len(values) > 1:
             notes.append(f"The runs were made by {len(values)} versions of this package ({name}).")
+    changed = [run.name for group in groups for run in group.runs if run.results["versions"].get("modified")]
+    if changed:
+        notes.append(f"{len(changed)} run(s) were made with uncommitted changes to this package: {', '.join(changed)}.")
     return found

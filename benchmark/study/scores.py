@@ -16,7 +16,9 @@ def draw_scores(
     drawn = _draw(groups, draws, seed, metric)
     noises, sources = _seed_noises(groups, draws, seed, metric)
     scores = {
-        group.setting: setting_scores(group.setting, drawn[group.setting], noises[group.setting], seed)
+        group.setting: setting_scores(
+            group.setting, drawn[group.setting], noises[group.setting], group.runs[0].dataset, seed
+        )
         for group in groups
     }
     return scores, noises, sources

@@ -155,23 +155,27 @@ def permutation_p_value(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
     return (1 + found) / (1 + PERMUTATIONS)
 
 
-def choice_regret(cheap: Scores, expensive: Scores) -> Regret | None:
+def choice_regret(cheap: Scores, expensive: Scores, settings: int = 1) -> Regret | None:
     """What is lost in `expensive` where the best encoder of `cheap` is taken, of those in both; None without any.
 
-    The estimate is the best score in `expensive` less that of the choice. Its upper bound is the largest of the
-    encoders' one-sided upper bounds of their lead on the choice, each for itself: where that of the truly best one
-    holds, so does the largest (intersection-union test: Berger, Technometrics 1982). Among encoders that tie in
-    `cheap`, the worst in `expensive` counts as chosen.
+    The estimate is the best score in `expensive`, of all its encoders, less that of the choice. Its upper bound is the
+    largest of the encoders' one-sided upper bounds of their lead on the choice, each for itself: where that of the
+    truly best one holds, so does the largest (intersection-union test: Berger, Technometrics 1982). Among encoders that
+    tie in `cheap`, the worst in `expensive` counts as chosen.
+
+    Args:
+        settings: how many cheap settings are compared with `expensive`; their bounds are all true at once (Bonferroni).
     """
     shared = [encoder for encoder in cheap.encoders if encoder in expensive.encoders]
     if not shared:
         return None
-    cheap, expensive = cheap.of(shared), expensive.of(shared)
+    cheap, choices = cheap.of(shared), expensive.of(shared)
     tied = np.flatnonzero(cheap.scores == cheap.scores.max())
-    chosen = int(tied[expensive.scores[tied].argmin()])
+    encoder = shared[int(tied[choices.scores[tied].argmin()])]
+    chosen = expensive.encoders.index(encoder)
     lead = expensive.scores - expensive.scores[chosen]
-    bounds = 2 * lead - np.quantile(expensive.draws - expensive.draws[chosen], 1 - LEVEL, axis=1)
-    return Regret(shared[chosen], float(lead.max()), float(max(0, bounds.max())))
+    bounds = 2 * lead - np.quantile(expensive.draws - expensive.draws[chosen], (1 - LEVEL) / settings, axis=1)
+    return Regret(encoder, float(lead.max()), float(max(0, bounds.max())))
 
 
 def pareto_front(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:

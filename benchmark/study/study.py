@@ -127,6 +127,25 @@ def load_study(
     return Study(file.stem, folder, cells)
 
 
+def read_study(folder: Path) -> dict[str, Any]:
+    """The name and the cells that study.json in a study's folder holds; empty elsewhere.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not (folder / STUDY).exists():
+        return {"name": "", "cells": []}
+    try:
+        content = json.loads((folder / STUDY).read_text())
+        cells = [{key: cell[key] for key in ("setting", "encoder", "seed")} for cell in content["cells"]]
+        return {"name": str(content["name"]), "cells": cells}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / STUDY} is damaged ({error}), so that missing runs are not known: run the study's `sweep` "
+            "again, which writes it."
+        ) from None
+
+
 def train_script() -> str:
     """train.py of this checkout, relative to the working directory where it is below it.
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -218,4 +219,4 @@ def _latex_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption:
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: "\\" + c for c in "&%$#_{}"}
-    return "".join(special.get(c, c) for c in text).replace("..", "--")
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(special.get(c, c) for c in text)).replace("..", "--")

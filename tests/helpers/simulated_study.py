@@ -73,6 +73,11 @@ def rare_classes(random: np.random.Generator) -> Population:
     return Population(share, norm.ppf(random.uniform(0.6, 0.9, 60)) * 1.3, 400)
 
 
+def few_images(random: np.random.Generator) -> Population:
+    """8 classes, each in 20 to 80 % of 20 images."""
+    return Population(random.uniform(0.2, 0.8, 8), norm.ppf(random.uniform(0.6, 0.9, 8)) * 1.3, 20)
+
+
 def simulate(
     make,
     several: int,
@@ -115,5 +120,6 @@ def simulate(
         if setting == "cheap" or several == 6:
             known = [[run.score for run in runs] for runs in models.values()]
             noise = seed_noise(known, draws, setting, number)
-        settings.append((population.truth(effects, present), setting_scores(setting, models, noise, number)))
+        scores = setting_scores(setting, models, noise, dataset, number)
+        settings.append((population.truth(effects, present), scores))
     return settings

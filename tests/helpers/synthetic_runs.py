@@ -27,11 +27,12 @@ def write_run(
     hours: float = 1.0,
     device: str = "cuda (synthetic)",
     stray: int | None = None,
+    **results_too,
 ) -> dict:
     """Write a synthetic run of the recipe that `files` and `flags` give, right on a share `skill` of its pixels.
 
     Images are as hard for every run of a dataset; a seed adds some noise. With `stray` the last class has no label, and
-    so many pixels are taken for it. Returns the results.
+    so many pixels are taken for it; `results_too` are added to the results. Returns the results.
     """
     recipe = load_recipe([str(file) for file in files], [*flags, "--output.dir", str(folder)])
     random = np.random.default_rng([recipe.seed, *map(ord, str(folder))])
@@ -76,7 +77,7 @@ def write_run(
         "eval_seconds": 1.0,
         "images_per_second": 100.0,
         "window_gflops": 200.0,
-    }
+    } | results_too
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     np.savez_compressed(folder / "confusion.npz", **{name: counts, f"{name}/boundary_iou": boundaries})

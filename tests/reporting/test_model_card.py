@@ -106,3 +106,11 @@ def test_a_card_before_the_end_says_so():
 def test_the_licence_is_that_of_the_encoders_weights(flags, license, sentence):
     text = model_card("me/my-model", recipe(*flags), None, step=1, head="linear")
     assert sentence in text and ModelCard(text).data.license == license
+
+
+def test_own_data_have_their_own_name_wherever_they_are_named(results):
+    own = ["--data.train", "folder", "--data.val", "[folder]", "--data.custom.name", "moor"]
+    results["datasets"] = {"folder": scores(0.61234)}
+    card = model_card("me/my-model", recipe(*own), results, step=7, head="linear")
+    assert {result.dataset_name for result in ModelCard(card).data.eval_results} == {"moor"}
+    assert "mIoU** on moor's validation images" in card and "by class on moor" in card and "folder" not in card

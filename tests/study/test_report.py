@@ -12,6 +12,7 @@ from synthetic_runs import write_run
 
 from benchmark.__main__ import main
 from benchmark.errors import UserError
+from benchmark.page.charts import cost_chart
 from benchmark.page.page import render_page
 from benchmark.study.answer import Thresholds
 from benchmark.study.collect import collect
@@ -33,8 +34,7 @@ def write_study(folder, settings: dict[str, list[str]], skills: dict[str, float]
                     [QUICK],
                     ["--model.encoder", encoder, "--seed", str(seed), "--output.setting", setting, *flags],
                     skill=skill + 0.02 * number,
-                    hours=1.0 + number,
-                    **options,
+                    **{"hours": 1.0 + number} | options,
                 )
 
 
@@ -78,7 +78,7 @@ def test_the_answer_follows_the_thresholds(folder):
 def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
     """One stray pixel of a class without a label takes a quarter of the mean, of that run alone."""
     for setting, strays in {"uneven": (0, 1, 0), "all": (1, 1, 2), "none": (0, 0, 0)}.items():
-        for encoder, skill, stray in zip("abc", (0.85, 0.9, 0.5), strays, strict=True):
+        for encoder, skill, stray in zip("abc", (0.85, 0.97, 0.5), strays, strict=True):
             for seed in (0, 1):
                 flags = ["--model.encoder", encoder, "--seed", str(seed), "--output.setting", setting]
                 folder = tmp_path / setting / f"{encoder}-seed{seed}"
@@ -90,6 +90,12 @@ def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
     assert note.startswith("uneven: ") and "(moon is predicted by b)" in note and "leave these classes out" in note
     assert note in markdown(report) and note in render_page(report, [])
     told = {line.partition(":")[0]: line for line in report["answer"]}
+    for setting in report["settings"]:
+        even = setting["setting"] != "uneven"
+        assert all((row["best_probability"] is not None) == even for row in setting["rows"])
+        assert [row["rank_set"] == [1, 3] for row in setting["rows"]] == [not even] * 3
+        assert any(pair["sure"] for pair in setting["differences"]) == even
+    assert all((pair["tau"] is None) == ("uneven" in (pair["a"], pair["b"])) for pair in report["pairs"])
     assert "a scores highest" in told["uneven"] and "over different classes: see the notes" in told["uneven"]
     for setting in ("all", "none"):
         assert re.search("b is the best .*, beyond noise", told[setting])
@@ -98,6 +104,7 @@ def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "images", "words"),
     [
+        ((0, 1), 2, "scores highest .*, but the validation images are too few"),
         ((0, 1), 20, "is the best .*, beyond noise"),
         ((0,), 20, "is the best .*, beyond the noise of the images; one seed says nothing of the noise of training"),
         ((0,), 1, "scores highest .*, but the validation images are too few"),
@@ -106,8 +113,102 @@ def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
 )
 def test_the_answer_claims_no_more_than_the_draws_know(tmp_path, seeds, images, words):
     write_study(tmp_path, {"x": []}, {"a": 0.9, "b": 0.3}, seeds=seeds, images=images)
-    (told,) = build_report(collect([tmp_path]), draws=300)["answer"]
+    report = build_report(collect([tmp_path]), draws=300)
+    (told,) = report["answer"]
     assert re.search(words, told), told
+    (setting,) = report["settings"]
+    known = images > 2
+    assert any("too few" in note for note in report["notes"]) != known
+    for row in setting["rows"]:
+        ranks = [row["rank_set"], *(metric["rank_set"] for metric in row["metrics"].values())]
+        intervals = [row["interval"], *(metric["interval"] for metric in row["metrics"].values())]
+        assert all((interval is None) != known for interval in intervals)
+        assert all((ranks == [1, 2]) != known for ranks in ranks)
+    assert render_page(report, []) and markdown(report)
+
+
+def test_one_seed_is_said_wherever_the_answer_ranks(tmp_path):
+    settings = {"cheap": ["--model.freeze_encoder", "true"], "dear": []}
+    write_study(tmp_path, settings, {"a": 0.802, "b": 0.8, "c": 0.5, "d": 0.3}, seeds=(0,))
+    answer = build_report(collect([tmp_path]), Thresholds(-1, 0.5), draws=300)["answer"]
+    assert len(answer) == 3
+    assert all("one seed says nothing of the noise of training" in told for told in answer)
+
+
+def test_an_encoder_without_a_run_is_in_the_answer(tmp_path):
+    write_study(tmp_path, {"x": []}, {"a": 0.9, "b": 0.3})
+    cells = [{"setting": "x", "encoder": encoder, "seed": 0} for encoder in "abcd"]
+    (tmp_path / "study.json").write_text(json.dumps({"name": "s", "cells": cells}))
+    (told,) = build_report(collect([tmp_path]), draws=300)["answer"]
+    assert told.endswith("No run is finished of c, d.")
+
+
+def test_a_run_that_lost_its_counts_is_told(tmp_path):
+    write_study(tmp_path, {"x": []}, {"a": 0.9, "b": 0.7, "c": 0.5}, seeds=(0,))
+    cells = [{"setting": "x", "encoder": encoder, "seed": 0} for encoder in "abc"]
+    (tmp_path / "study.json").write_text(json.dumps({"name": "s", "cells": cells}))
+    (tmp_path / "x" / "a-seed0" / "confusion.npz").unlink()
+    report = build_report(collect([tmp_path]), draws=200)
+    assert any("confusion.npz is missing" in note for note in report["notes"])
+    assert [run["encoder"] for run in report["settings"][0]["missing"]] == ["a"]
+
+
+def test_encoders_of_one_name_stand_apart_with_all_their_seeds(tmp_path):
+    for study, size in (("one", "base"), ("two", "large")):
+        for seed in (0, 1, 2):
+            flags = ["--output.setting", "x", "--seed", str(seed), "--model.encoder", f"vit_{size}"]
+            write_run(tmp_path / study / "x" / f"dinov2-seed{seed}", [QUICK], flags, 0.8)
+    for folders in ([tmp_path], [tmp_path / "one", tmp_path / "two"]):
+        (setting,) = build_report(collect(folders), draws=200)["settings"]
+        found = {row["encoder"]: row["seeds"] for row in setting["rows"]}
+        assert found == {f"dinov2 (encoder vit_{size})": [0, 1, 2] for size in ("base", "large")}
+        assert setting["seed_noise"]["degrees_of_freedom"] == 4
+
+
+def test_regret_counts_encoders_that_the_cheap_setting_lacks(tmp_path):
+    cheap = ["--model.freeze_encoder", "true"]
+    write_study(tmp_path, {"cheap": cheap}, {"d": 0.6, "e": 0.5, "f": 0.4})
+    write_study(tmp_path, {"dear": []}, {"a": 0.9, "d": 0.6, "e": 0.5, "f": 0.4}, hours=2.0)
+    report = build_report(collect([tmp_path]), draws=300)
+    (pair,) = report["pairs"]
+    assert (pair["a"], pair["encoders"], pair["choice"]) == ("cheap", 3, "d")
+    scores = {row["encoder"]: row["mean_iou"] for row in report["settings"][1]["rows"]}
+    assert pair["regret"] == pytest.approx(scores["a"] - scores["d"])
+    assert "no cheaper setting is shown to do" in report["answer"][-1] and "over 3 encoders" in report["answer"][-1]
+
+
+def test_what_costs_as_much_or_nothing_is_not_cheaper(tmp_path):
+    for hours in (0.0, 1.0):
+        folder = tmp_path / str(hours)
+        for setting, flags in (("x", []), ("y", ["--model.freeze_encoder", "true"])):
+            write_study(folder, {setting: flags}, {"a": 0.9, "b": 0.6, "c": 0.4}, hours=hours)
+        report = build_report(collect([folder]), draws=200)
+        assert report["pairs"][0]["cost_ratio"] == (1 if hours else None)
+        assert not any("To choose for" in told for told in report["answer"])
+
+
+def test_rare_classes_are_those_with_few_labels_whatever_a_run_predicts(tmp_path):
+    for name, stray in (("a", 5), ("b", 0)):
+        for order in ("one", "two"):
+            encoder = name if order == "one" else {"a": "b", "b": "a"}[name]
+            flags = ["--output.setting", "x", "--model.encoder", encoder]
+            write_run(tmp_path / order / "x" / f"{encoder}-seed0", [QUICK], flags, 0.8, images=9, stray=stray)
+    found = [build_report(collect([tmp_path / order]), draws=200)["settings"][0] for order in ("one", "two")]
+    assert [setting["rare_classes"] for setting in found] == [2, 2]
+
+
+def test_notes_tell_of_changed_code_and_of_further_validation_data(tmp_path):
+    write_study(tmp_path, {"x": []}, {"b": 0.7}, seeds=(0,))
+    versions = {"benchmark": "0.1.0", "commit": "0" * 40, "modified": True}
+    flags = ["--output.setting", "x", "--model.encoder", "a"]
+    results = write_run(tmp_path / "x" / "a-seed0", [QUICK], flags, 0.8, versions=versions)
+    notes = build_report(collect([tmp_path]), draws=200)["notes"]
+    assert any(note.endswith("uncommitted changes to this package: x/a-seed0.") for note in notes)
+    (name,) = results["datasets"]
+    more = {name: results["datasets"][name], "night": results["datasets"][name]}
+    write_run(tmp_path / "y" / "a-seed0", [QUICK], ["--output.setting", "y"], 0.8, datasets=more)
+    notes = build_report(collect([tmp_path / "y"]), draws=200)["notes"]
+    assert any(f"ranked on {name} alone" in note and "night" in note for note in notes)
 
 
 def test_the_same_runs_give_the_same_report_in_any_order(folder):
@@ -162,8 +263,15 @@ def test_one_seed_borrows_the_noise_of_another_setting_and_says_so(tmp_path):
     report = build_report(collect([tmp_path]), draws=200)
     known, single = sorted(report["settings"], key=lambda setting: setting["setting"])
     assert single["seed_noise"] == known["seed_noise"] | {"from": "known"}
+    assert all(told.endswith("beyond noise.") for told in report["answer"][:2])
     assert known["seed_noise"]["degrees_of_freedom"] == 4
-    assert any("borrowed from known" in note for note in report["notes"])
+    assert any("borrowed from known." in note for note in report["notes"])
+    write_study(tmp_path, {"other": []}, {"a": 0.9, "b": 0.7}, seeds=(0,), digest="content-other")
+    report = build_report(collect([tmp_path]), draws=200)
+    notes = report["notes"]
+    (told,) = [told for told in report["answer"] if told.startswith("other: ")]
+    assert told.endswith("beyond the noise of the images; the noise of training is that of another dataset.")
+    assert any("other: " in note and "borrowed from known, which has another dataset" in note for note in notes)
     assert [row["std"] for row in single["rows"]] == [None, None]
 
 
@@ -177,14 +285,42 @@ def test_times_of_several_devices_are_not_compared(tmp_path):
     assert any("several kinds" in note for note in report["notes"])
     x = next(setting for setting in report["settings"] if setting["setting"] == "x")
     assert [row["pareto"] for row in x["rows"]] == [True, True]  # b costs more and is worse, but on another device
+    fronts = [cost_chart(setting["rows"], {"a": 0, "b": 1}).count('class="front"') for setting in report["settings"]]
+    assert fronts == [2, 1]
 
 
 def test_a_copied_run_is_no_further_seed(folder, tmp_path):
     write_run(tmp_path / "copy" / "a-seed0", [QUICK], ["--model.encoder", "a", "--output.setting", "dear"], 0.3)
     report = build_report(collect([folder, tmp_path / "copy"]), draws=200)
-    assert any("the same run twice" in note for note in report["notes"])
+    (note,) = [note for note in report["notes"] if "the same run twice" in note]
+    assert str(tmp_path / "copy" / "a-seed0") in note and str(folder / "dear" / "a-seed0") in note
     dear = next(setting for setting in report["settings"] if setting["setting"] == "dear")
     assert len(dear["rows"][0]["runs"]) == 2
+
+
+def test_a_damaged_study_file_is_one_sentence(folder):
+    for content in ('{"name": "s", "cells": [', '{"name": "s", "cells": [{}]}', "[]"):
+        (folder / "study.json").write_text(content)
+        with pytest.raises(UserError, match=r"study.json is damaged .* run the study's `sweep` again"):
+            collect([folder])
+
+
+def test_own_data_have_their_own_name(tmp_path):
+    scores = write_run(tmp_path / "a", [QUICK], [], 0.8)["datasets"]["shapes"]
+    write_run(tmp_path / "b", [QUICK], ["--seed", "1"], 0.8, dataset="moor", datasets={"folder": scores})
+    with np.load(tmp_path / "b" / "confusion.npz") as file:
+        arrays = {name.replace("shapes", "folder"): array for name, array in file.items()}
+    np.savez_compressed(tmp_path / "b" / "confusion.npz", **arrays)
+    (setting,) = build_report(collect([tmp_path / "b"]), draws=200)["settings"]
+    assert setting["dataset"] == "moor"
+
+
+def test_latex_keeps_the_signs_of_an_interval(folder):
+    report = build_report(collect([folder]), draws=200)
+    report["pairs"][0]["tau_interval"] = [-1.0, -0.5]
+    report["settings"][0]["rows"][0]["encoder"] = "vit-7b"
+    table = latex(report)
+    assert " & $-$1.00--$-$0.50 & " in table and "vit-7b & " in table and " & 1--1 & " in table
 
 
 def test_a_folder_without_a_finished_run_is_one_sentence(tmp_path):
