@@ -177,6 +177,11 @@ def disk_sentence(error: OSError) -> str:
     """One sentence on what the disk refused, naming the remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "enough disk space" in str(error):
         return "No space is left for the datasets cache: free some or let data.cache_dir name a folder on another disk."
+    if error.errno == errno.EROFS:
+        return (
+            f"The datasets cache cannot be written ({error}), and reading it needs a lock: let data.cache_dir name a "
+            "copy of it that can be written."
+        )
     return f"The dataset cannot be read or built ({error}): check the paths data.root and data.cache_dir."
 
 

@@ -113,8 +113,10 @@ def load(name: str, builder: SegmentationBuilder) -> PreparedDataset:
     try:
         report = json.loads((Path(folder) / REPORT).read_text(encoding="utf-8"))
         splits = {split: builder.as_dataset(split=split) for split in report["splits"]}
-        for split in splits.values():
-            split.data.validate(full=True)  # offsets of damaged files would be read beyond their end
+        for split, rows in splits.items():
+            rows.data.validate(full=True)  # offsets of damaged files would be read beyond their end
+            if len(rows) != report["splits"][split]["images"]:
+                raise ValueError(f"{split} has {len(rows)} of {report['splits'][split]['images']} images")
     except Exception as error:  # pyarrow and datasets raise many on damaged files
         raise DatasetError(f"{folder} is damaged ({error}): remove it and run the same command again.") from error
     return PreparedDataset(

@@ -125,9 +125,19 @@ def write_job(
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """The jobs that were submitted for a study: {"job": id, "runs": [the name of each task's run]}."""
+    """The jobs that were submitted for a study: {"job": id, "runs": [the name of each task's run]}.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
     file = folder / JOBS
-    return json.loads(file.read_text()) if file.exists() else []
+    try:
+        return json.loads(file.read_text()) if file.exists() else []
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}), so that the study's jobs are not known: make sure by `squeue` that none is "
+            "left, and remove it."
+        ) from None
 
 
 def queued_runs(job: Mapping[str, Any]) -> list[str]:

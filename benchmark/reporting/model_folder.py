@@ -16,6 +16,8 @@ from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting.manifest import MANIFEST, Damaged, encode_manifest, entry, read_files, read_manifest
 from benchmark.reporting.run_folder import MODEL, publish_files, writing
 
+AGAIN = "Download the model again; of a run, remove its results.json and repeat its command, which writes both again"
+
 
 def save_model(folder: Path, config: SegmentationConfig, weights: dict[str, Tensor]) -> None:
     """Write a model, its code, its image processor and the sums of its files to `folder`.
@@ -60,15 +62,14 @@ def load_model(folder: Path) -> SegmentationModel:
             read_files(folder, read_manifest(folder))
         except Damaged as error:
             raise UserError(
-                f"{folder} is damaged: {error}. Save or download the model again, or remove {MANIFEST} if the change "
-                "was intended."
+                f"{folder} is damaged: {error}. {AGAIN}, or remove {MANIFEST} if the change was intended."
             ) from None
     try:
         return SegmentationModel.from_pretrained(folder).eval()
     except SafetensorError:
-        raise UserError(f"The weights in {folder} are torn: save or download them again.") from None
+        raise UserError(f"The weights in {folder} are torn. {AGAIN}.") from None
     except OSError:
-        raise UserError(f"{folder} has no weights (model.safetensors): save or download the model again.") from None
+        raise UserError(f"{folder} has no weights (model.safetensors). {AGAIN}.") from None
 
 
 def check_model_folder(folder: Path, name: str) -> Path:

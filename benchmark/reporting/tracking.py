@@ -143,11 +143,11 @@ def cut_back(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
     kept = []
-    for number, line in enumerate(metrics.read_text().splitlines(keepends=True), start=1):
+    for number, line in enumerate(metrics.read_bytes().splitlines(keepends=True), start=1):
         try:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
         except (ValueError, KeyError, TypeError):
             raise UserError(f"Line {number} of {metrics} is damaged: remove the line, or remove the run.") from None
         kept.append(line)
-    write_atomically(metrics, "".join(kept).encode())
+    write_atomically(metrics, b"".join(kept))

@@ -247,7 +247,7 @@ def load_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The finished checkpoints under `folder`, oldest first."""
-    return sorted(folder.glob("step-*"))
+    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir())
 
 
 def _groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from benchmark.training.checkpoint import (
     Checkpoint,
     Progress,
     find_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
@@ -56,10 +57,11 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         datasets = prepare_datasets(recipe, accelerator)
         say = folder.say if accelerator.is_main_process else lambda text: None
         say("\n\n".join(f"{name}\n{format_report(dataset)}" for name, dataset in datasets.items()))
+        saved = list_checkpoints(folder / CHECKPOINTS)
         checkpoint = find_checkpoint(folder / CHECKPOINTS, accelerator, identity_hash(recipe))
         model, origins = build.build_model(recipe, datasets[recipe.data.train], load_weights=checkpoint is None)
         model.train().to(accelerator.device)
-        on_main_process(accelerator, lambda: folder.claim(recipe.to_yaml(), resume))
+        on_main_process(accelerator, lambda: claim(recipe, resume, folder, saved))
 
         plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
         workers = num_workers(recipe.data.num_workers, accelerator.device)
@@ -85,6 +87,18 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         say(f"{score_table(results)}\nThe model, its results and its logs are in {folder}.")
     accelerator.end_training()
     return results
+
+
+def claim(recipe: Recipe, resume: str, folder: RunFolder, saved: list[Path]) -> None:
+    """Make the run folder this process's own, if it still has the checkpoints `saved`.
+
+    Raises:
+        UserError: another process owns the folder, or has trained on in it since it was looked at.
+    """
+    folder.claim(recipe.to_yaml(), resume)
+    if list_checkpoints(folder / CHECKPOINTS) != saved:
+        folder.close()
+        raise UserError(f"Another process trained on in {folder} meanwhile: run the same command again.")
 
 
 def run_steps(

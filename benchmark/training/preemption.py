@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -129,6 +131,9 @@ class Preemption:
 
     def _ask(self, reason: str) -> None:
         self.asked_at, self.reason = time.monotonic(), reason
+        if self.accelerator.is_main_process:
+            with suppress(OSError):  # of a reader that has ended
+                print(f"{reason}: the run ends once what it does now is done and saved.", file=sys.stderr, flush=True)
 
     def _name_stuck_ranks(self, error: RuntimeError) -> None:
         """After a collective that timed out: raise a sentence that names the ranks that do not answer."""

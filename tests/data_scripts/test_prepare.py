@@ -12,10 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
 import data_scripts
+from data_scripts.builder import disk_sentence
 from data_scripts.errors import DatasetError
 from data_scripts.preparation import DATASETS, prepare
 from data_scripts.report import format_report
@@ -203,6 +205,27 @@ def test_a_damaged_cache_is_one_sentence(tmp_path, make):
     next(Path(folder).glob("*train*.arrow")).unlink()
     with pytest.raises(DatasetError, match=r"is damaged .* remove it"):
         build(tmp_path, tmp_path / "cache")
+
+
+def test_rows_that_are_lost_are_damage_though_the_file_can_be_read(tmp_path, make):
+    make.camvid(tmp_path)
+    prepared = build(tmp_path, tmp_path / "cache")
+    folder, images = Path(prepared.folder), len(prepared.splits["train"])
+    del prepared
+    (file,) = folder.glob("*train*.arrow")
+    with pa.memory_map(str(file)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+        fewer = pa.Table.from_batches(table.slice(0, images - 1).to_batches(), table.schema)
+        with pa.OSFile(f"{file}.new", "wb") as target, pa.ipc.new_stream(target, fewer.schema) as writer:
+            writer.write_table(fewer)
+    Path(f"{file}.new").rename(file)
+    with pytest.raises(DatasetError, match=rf"is damaged .*train has {images - 1} of {images} images.* remove it"):
+        build(tmp_path, tmp_path / "cache")
+
+
+def test_a_cache_that_may_only_be_read_is_one_sentence():
+    told = disk_sentence(OSError(errno.EROFS, os.strerror(errno.EROFS), "/cache/x.lock"))
+    assert "/cache/x.lock" in told and "a copy of it that can be written" in told
 
 
 def test_the_report_says_what_became_of_the_images(tmp_path, make):

@@ -106,6 +106,13 @@ def test_what_is_in_the_queue_is_not_submitted_again(study, commands, capsys):
     assert "nothing to submit" in capsys.readouterr().out
 
 
+def test_a_damaged_list_of_jobs_is_one_sentence(study, commands):
+    study.folder.mkdir(parents=True, exist_ok=True)
+    (study.folder / "slurm.json").write_text('[{"jo')
+    with pytest.raises(UserError, match=r"slurm.json is damaged .* by .squeue."):
+        submit(study, study.cells[:4], {}, None)
+
+
 def test_without_slurm_one_sentence_says_so(study, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="no sbatch here"):

@@ -42,7 +42,7 @@ def test_one_flipped_bit_is_noticed(folder, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) * 3 // 4] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(UserError, match=rf"is damaged: {name} .*Save or download the model again"):
+    with pytest.raises(UserError, match=rf"is damaged: {name} .*Download the model again"):
         load_model(folder)
 
 

@@ -20,6 +20,9 @@ def test_cutting_back_drops_later_lines_and_a_torn_one(tmp_path):
     assert file.read_text() == "".join(lines[:3])
     cut_back(file, 0)
     assert file.read_text() == ""
+    file.write_bytes(lines[0].encode() + b'{"step": 4, "name": "\xff"}\n' + lines[3].encode())
+    with pytest.raises(UserError, match=r"Line 2 of .* is damaged: remove the line"):
+        cut_back(file, 6)
 
 
 def test_tensorboard_gets_scalars_pictures_the_recipe_and_hparams_in_one_run(tmp_path):

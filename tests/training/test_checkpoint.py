@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 
@@ -69,6 +70,16 @@ def test_old_ones_are_pruned_and_nothing_else_is_left(tmp_path):
     save(tmp_path, steps=(1, 2, 3, 10), keep=2)
     assert sorted(os.listdir(tmp_path)) == ["step-00000003", "step-00000010"]
     assert sorted(os.listdir(tmp_path / "step-00000010")) == sorted(FILES)
+
+
+def test_what_a_user_keeps_beside_them_is_neither_resumed_from_nor_removed(tmp_path):
+    save(tmp_path, steps=(1, 2))
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-backup")
+    (tmp_path / "step-notes.txt").write_text("the first one is good")
+    (tmp_path / "step-3").write_text("")
+    assert checkpoint.find_checkpoint(tmp_path, Accelerator(), IDENTITY).path == tmp_path / "step-00000002"
+    save(tmp_path, steps=(3, 4), keep=1)
+    assert sorted(os.listdir(tmp_path)) == ["step-00000004", "step-3", "step-backup", "step-notes.txt"]
 
 
 def test_a_new_one_is_kept_where_later_ones_were_found_broken(tmp_path):

@@ -125,6 +125,7 @@ def test_a_signal_and_its_echo_are_one_and_a_second_one_ends_at_once(tmp_path):
     command = [sys.executable, "-c", script, str(tmp_path / "m")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + TERM and done.stdout == "lives\n", done.stderr
+    assert done.stderr.splitlines() == ["SIGTERM: the run ends once what it does now is done and saved."]
 
 
 def test_former_signal_handlers_are_restored_after_a_run(tmp_path):

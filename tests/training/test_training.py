@@ -26,7 +26,7 @@ from benchmark.models.errors import ModelError
 from benchmark.models.heads import HEADS
 from benchmark.models.linear_head import upsampled_cross_entropy
 from benchmark.models.modeling import SegmentationModel
-from benchmark.reporting.run_folder import BEST, results_of_model
+from benchmark.reporting.run_folder import BEST, RunFolder, results_of_model
 from benchmark.throughput.arithmetic import count
 from benchmark.training.build import build_model, check_model, model_config, window_gflops
 from benchmark.training.datasets import prepare_datasets
@@ -63,6 +63,11 @@ def test_a_run_leaves_its_whole_folder_and_is_scored_the_same_again(tiny, tmp_pa
     assert {path.stat().st_mode & 0o077 for path in (folder / "model").iterdir()} == {0o044}
     for key in ("mean_iou", "iou", "pixel_accuracy", "protocol", "step", "dataset_fingerprint", "parameters"):
         assert evaluated[key] == results[key]
+
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(recipe.replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(UserError, match=f"recipe.yaml is not the recipe of the run, .* protocol {results['protocol']}"):
+        main(["evaluate", "--model", str(folder / "model")])
 
 
 def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tiny, tmp_path, capsys):
@@ -330,6 +335,27 @@ def test_other_training_data_are_refused_on_resume(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmark.training.datasets.prepare_dataset", lambda recipe, name: other)
     with pytest.raises(UserError, match="was trained on other files of shapes"):
         train(parse(tiny))
+
+
+def test_what_another_process_trained_while_a_run_started_is_not_lost(tiny, tmp_path, monkeypatch):
+    """The other one saves step 4 and ends between this one's look at the checkpoints and its claim of the folder."""
+    train(parse(tiny))
+    (tmp_path / "run/results.json").unlink()
+    checkpoints = tmp_path / "run/checkpoints"
+    hidden, original = tmp_path / "hidden", RunFolder.claim
+    checkpoints.rename(hidden)
+
+    def claim(folder, *arguments):
+        hidden.rename(checkpoints)
+        original(folder, *arguments)
+
+    monkeypatch.setattr(RunFolder, "claim", claim)
+    saved = sorted(path.name for path in hidden.iterdir())
+    with pytest.raises(UserError, match=r"Another process trained on in .* meanwhile: run the same command again"):
+        train(parse(tiny))
+    assert sorted(path.name for path in checkpoints.iterdir()) == saved
+    monkeypatch.undo()
+    assert train(parse(tiny))["step"] == 6
 
 
 def test_a_resume_loads_no_pretrained_weights_and_reads_its_checkpoint_once(tiny, tmp_path, monkeypatch):
