@@ -40,8 +40,9 @@ def _best(settings: Sequence[dict[str, Any]]) -> list[str]:
             told.append(f"{highest}, but the validation images are too few to say how far chance moves its lead.")
         elif len(candidates) > 1:
             others = ", ".join(name for name in candidates if name != first["encoder"])
-            share = f"{100 * first['best_probability']:.0f} % of the draws"
-            told.append(f"{highest}, and is the best in {share}; {others} may be as good{doubt}.")
+            share = first["best_probability"]
+            often = f"{100 * share:.0f}" if share < 0.995 else "over 99"
+            told.append(f"{highest}, and is the best in {often} % of the draws; {others} may be as good{doubt}.")
         elif not _moves(setting):
             told.append(f"{highest}, but the validation images are too few to say how far chance moves its lead.")
         elif doubt:
