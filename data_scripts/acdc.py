@@ -24,7 +24,6 @@ class Builder(SegmentationBuilder):
     downloads = (Download("rgb_anon_trainvaltest.zip", PAGE), Download("gt_trainval.zip", PAGE))
     counts: ClassVar = {"validation": sum(CONDITIONS.values())}
     rule = LABEL_IDS
-    drops_one_value = False
 
     @classmethod
     def list_samples(

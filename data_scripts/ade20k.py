@@ -50,6 +50,7 @@ class Builder(SegmentationBuilder):
     )
     counts: ClassVar = {"train": 20210, "validation": 2000}
     rule = LabelRule({0: IGNORE, **{raw: raw - 1 for raw in range(1, 151)}})
+    drops_one_value = True
 
     @classmethod
     def list_samples(

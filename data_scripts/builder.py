@@ -49,8 +49,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     counts: ClassVar[Mapping[str, int]] = {}
     rule: ClassVar[LabelRule]
     resizes_labels: ClassVar[bool] = False
-    # The study leaves out images of its four archives whose raw labels have one single value; nobody else's.
-    drops_one_value: ClassVar[bool] = True
+    drops_one_value: ClassVar[bool] = False  # images whose raw labels have one single value, as the study does
     missing_hint: ClassVar[str] = ""  # another way out of a missing archive
 
     listing: Listing  # what is to be built; absent where only the cache is read

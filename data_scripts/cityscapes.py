@@ -44,6 +44,7 @@ class Builder(SegmentationBuilder):
     downloads = (Download("leftImg8bit_trainvaltest.zip", PAGE), Download("gtFine_trainvaltest.zip", PAGE))
     counts: ClassVar = {"train": 2975, "validation": 500}
     rule = LABEL_IDS
+    drops_one_value = True
 
     @classmethod
     def list_samples(

@@ -58,7 +58,6 @@ class Builder(SegmentationBuilder):
     )
     counts: ClassVar = {"train": 118287, "validation": 5000}
     rule = LabelRule({STORED[name]: train_id for train_id, name in enumerate(NAMES)} | {255: IGNORE})
-    drops_one_value = False
 
     @classmethod
     def list_samples(

@@ -26,6 +26,7 @@ class Builder(SegmentationBuilder):
     downloads = tuple(download for part in PARTS for download in part)
     counts: ClassVar = {"train": 24966}
     rule = LABEL_IDS
+    drops_one_value = True
     resizes_labels = True
     missing_hint = ", or set data.allow_partial to train on the pairs that are there"
 

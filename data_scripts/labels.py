@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,12 +30,19 @@ class Mapped(NamedTuple):
 class LabelRule:
     """Raw value -> train id; `others` is the train id of values not named, None if they are an error.
 
-    With `colors` the raw values are RGB colours packed by `images.decode_labels`.
+    With `colors` the raw values are RGB colours: (r, g, b), or packed as `images.decode_labels` does.
     """
 
-    train_ids: Mapping[int, int]
+    train_ids: Mapping[Any, int]
     others: int | None = None
     colors: bool = False
+
+    def __post_init__(self) -> None:
+        packed = {
+            raw[0] << 16 | raw[1] << 8 | raw[2] if isinstance(raw, tuple) else raw: train_id
+            for raw, train_id in self.train_ids.items()
+        }
+        object.__setattr__(self, "train_ids", packed)
 
     def __call__(self, raw: np.ndarray) -> Mapped:
         """Train ids of a raw label map (H, W) of integers."""

@@ -29,7 +29,6 @@ class Builder(SegmentationBuilder):
     downloads = (Download("Train.zip", PAGE), Download("Val.zip", PAGE))
     counts: ClassVar = {"train": 2522, "validation": 1669}
     rule = LabelRule({0: IGNORE} | {train_id + 1: train_id for train_id in range(len(CLASSES))})
-    drops_one_value = False
 
     @classmethod
     def list_samples(

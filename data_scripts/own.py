@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -19,7 +19,6 @@ class OwnBuilder(SegmentationBuilder):
     """Base of the builders of people's own data; `listing.options` are the keys of data.custom."""
 
     VERSION = datasets.Version("1.1.0")  # raise it when a check is added: what was built before it is built again
-    drops_one_value: ClassVar[bool] = False
 
     def check_counts(self, counts: Mapping[str, Counts]) -> None:
         custom = Custom(**self.listing.options)

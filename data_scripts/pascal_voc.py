@@ -37,6 +37,7 @@ class Builder(SegmentationBuilder):
     )
     counts: ClassVar = {"train": 1464, "validation": 1449}
     rule = LabelRule({**{index: index for index in range(21)}, 255: IGNORE})
+    drops_one_value = True
 
     @classmethod
     def list_samples(

@@ -332,7 +332,7 @@ MUTATIONS = [
     # people's own data
     Mutation(
         "images of one value are left out of own data",
-        "data_scripts/own.py",
+        "data_scripts/builder.py",
         "drops_one_value: ClassVar[bool] = False",
         "drops_one_value: ClassVar[bool] = True",
         "tests/data_scripts/test_own_data.py",

@@ -86,7 +86,8 @@ def window_logits(
         while pending and pending[0].num_windows <= len(outputs):
             key, count = pending.pop(0)
             own, outputs = outputs[:count], outputs[count:]
-            yield key, modeling.window_logits({name: torch.stack([o[name] for o in own]) for name in own[0]}, crop)
+            found = {name: torch.stack([output[name] for output in own]) for name in own[0]}
+            yield key, modeling.window_logits(found, crop, config.head)
 
 
 def label_image(model: modeling.SegmentationModel, image: Image.Image | np.ndarray) -> np.ndarray:

@@ -48,9 +48,9 @@ class Graph(nn.Module):
         config = self.model.config
         crop = tuple(config.crop_size)
         outputs = self.model(normalize(pixels, config.image_mean, config.image_std))
-        # The head's own way to scores goes window by window, which would fix the number of windows.
+        # Mask2Former's own way to scores goes window by window, which would fix the number of windows.
         if "logits" in outputs:
-            scores = F.interpolate(outputs["logits"], crop, mode="bilinear")
+            scores = self.model.head.semantic_logits(outputs, crop)
         else:
             scores = semantic_logits(outputs["class_queries_logits"], outputs["masks_queries_logits"], crop)
         return scores.argmax(dim=1).to(torch.uint8), *(outputs[name] for name in output_names(outputs))

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 
 from benchmark.errors import UserError
 from benchmark.launchers.local import launch_options
+from benchmark.recipe.identity import difference, identity
 from benchmark.reporting.results import code_version
 from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results, write_atomically
 from benchmark.study.study import Cell, Study
@@ -132,6 +133,11 @@ def _fetch(cell: Cell, repository: str) -> bool:
         there = Path(folder)
         if not all((there / name).exists() for name in files):
             return False
+        if different := difference(there / RECIPE, identity(cell.recipe)):
+            raise UserError(
+                f"{repository} on the Hub holds a run of another recipe ({different}): rename the study's file, or "
+                "remove the repository."
+            )
         if read_results(there / RESULTS)["step"] < cell.recipe.train.steps:  # pushed while it trains
             return False
         cell.folder.mkdir(parents=True, exist_ok=True)

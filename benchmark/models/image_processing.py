@@ -19,6 +19,8 @@ class SegmentationImageProcessor(BaseImageProcessor):
     Args:
         crop_size: height and width of a window, the model's own.
         image_mean, image_std: three floats each, for pixels in [0, 1]; the encoder's own.
+        head: the name of the model's head, which says how its outputs become class logits; processors of older versions
+            lack it.
     """
 
     model_input_names = ("pixel_values",)
@@ -28,12 +30,14 @@ class SegmentationImageProcessor(BaseImageProcessor):
         crop_size: Sequence[int] = (512, 512),
         image_mean: Sequence[float] = (0.485, 0.456, 0.406),
         image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        head: str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.crop_size = list(crop_size)
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
+        self.head = head
 
     def preprocess(self, images, return_tensors: str | None = "pt") -> BatchFeature:
         """Windows of images, PIL or uint8 arrays, as pixel_values (all windows, 3, height, width), float32.
@@ -65,14 +69,14 @@ class SegmentationImageProcessor(BaseImageProcessor):
         maps, start = [], 0
         for count, size in zip(counts, target_sizes, strict=True):
             windows = {name: output[start : start + count] for name, output in outputs.items()}
-            maps.append(label_map(window_logits(windows, self.crop_size), tuple(size)).long())
+            maps.append(label_map(window_logits(windows, self.crop_size, self.head), tuple(size)).long())
             start += count
         return maps
 
 
 def processor(config: SegmentationConfig) -> SegmentationImageProcessor:
     """The image processor of a model of this configuration."""
-    return SegmentationImageProcessor(config.crop_size, config.image_mean, config.image_std)
+    return SegmentationImageProcessor(config.crop_size, config.image_mean, config.image_std, config.head)
 
 
 SegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -128,21 +128,26 @@ class SegmentationModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
 
-def semantic_logits(outputs, size: Sequence[int], rows: slice | None = None) -> Tensor:
-    """Class logits (B, C, *size) in fp32 from the outputs of a model with any head.
+def semantic_logits(outputs, size: Sequence[int], rows: slice | None = None, head: str | None = None) -> Tensor:
+    """Class logits (B, C, *size) in fp32 from the outputs of a model.
 
     Args:
         rows: the rows of the result to make, which has no gradient then; None: all of them.
+        head: the name of the model's head; None: the first one that has such outputs.
     """
-    head = next(head for head in HEADS.values() if head.main_output in outputs)
-    return head.semantic_logits(outputs, size, rows)
+    name = head or next(name for name in HEADS if HEADS[name].main_output in outputs)
+    return HEADS[name].semantic_logits(outputs, size, rows)
 
 
-def window_logits(outputs, crop_size: Sequence[int]) -> WindowLogits:
-    """The logits of windows, from a model's outputs on them: tensors whose first axis is the window."""
+def window_logits(outputs, crop_size: Sequence[int], head: str | None = None) -> WindowLogits:
+    """The logits of windows, from a model's outputs on them: tensors whose first axis is the window.
+
+    Args:
+        head: as in `semantic_logits`.
+    """
 
     def rows(windows: slice, rows: slice) -> Tensor:
-        return semantic_logits({name: output[windows] for name, output in outputs.items()}, crop_size, rows)
+        return semantic_logits({name: output[windows] for name, output in outputs.items()}, crop_size, rows, head)
 
     height, width = crop_size
     return WindowLogits((height, width), rows)

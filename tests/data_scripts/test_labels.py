@@ -74,3 +74,12 @@ def test_labels_in_a_jpeg_are_refused():
     Image.new("L", (8, 8)).save(buffer, format="JPEG")
     with pytest.raises(DatasetError, match=r"a\.jpg is a JPEG file, not PNG .*labels have to be lossless"):
         decode_labels(buffer.getvalue(), "a.jpg")
+
+
+def test_colours_are_named_as_they_are_or_packed():
+    raw = np.array([[0x80_40_20, 0x00_00_01]], dtype=np.int32)
+    for rule in (
+        LabelRule({(0x80, 0x40, 0x20): 1, (0, 0, 1): IGNORE}, colors=True),
+        LabelRule({0x80_40_20: 1, 1: IGNORE}, colors=True),
+    ):
+        assert rule(raw).labels.tolist() == [[1, IGNORE]] and not rule(raw).unknown

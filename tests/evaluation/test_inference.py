@@ -13,7 +13,7 @@ from benchmark.models.windows import split_windows
 class Pixels(torch.nn.Module):
     """Gives back the pixels it sees as logits, and remembers the shapes of its batches."""
 
-    config = SimpleNamespace(crop_size=[16, 16], image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    config = SimpleNamespace(crop_size=[16, 16], image_mean=[0.0] * 3, image_std=[1.0] * 3, head="linear")
 
     def __init__(self):
         super().__init__()

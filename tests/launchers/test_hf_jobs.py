@@ -65,11 +65,22 @@ def test_what_runs_or_was_pushed_is_not_started_again(jobs_hub, tmp_path, capsys
 def test_results_that_were_pushed_while_a_run_trains_are_not_its_results(jobs_hub, tmp_path):
     study = load_study(STUDY, folder=tmp_path / "tiny")
     cell = study.cells[0]
-    write_run(tmp_path / "early", cell.files, [*cell.flags, "--train.steps", "50"], 0.8)
+    write_run(tmp_path / "early", cell.files, cell.flags, 0.8, step=50)
     files = {path.name: path.read_bytes() for path in (tmp_path / "early").iterdir()}
     jobs_hub.repos["user/tiny-linear-vit-seed0"] = [("Step 50", files)]
     hf_jobs.submit(study, [cell], OPTIONS, None)
     assert len(jobs_hub.jobs) == 1
+    assert not cell.folder.exists()
+
+
+def test_results_of_another_recipe_are_not_a_runs(jobs_hub, tmp_path):
+    study = load_study(STUDY, folder=tmp_path / "tiny")
+    cell = study.cells[0]
+    write_run(tmp_path / "other", cell.files, [*cell.flags, "--optim.lr", "0.5"], 0.8)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    jobs_hub.repos["user/tiny-linear-vit-seed0"] = [("The finished model", files)]
+    with pytest.raises(UserError, match=r"tiny-linear-vit-seed0 .* holds a run of another recipe \(optim.lr is 0.5"):
+        hf_jobs.submit(study, [cell], OPTIONS, None)
     assert not cell.folder.exists()
 
 

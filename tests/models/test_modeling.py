@@ -1,14 +1,17 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from benchmark.evaluation.inference import label_image
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.errors import ModelError
+from benchmark.models.heads import HEADS
 from benchmark.models.image_processing import processor
-from benchmark.models.linear_head import upsampled_cross_entropy
+from benchmark.models.linear_head import LinearHead, upsampled_cross_entropy
 from benchmark.models.modeling import SegmentationModel, parameter_counts, semantic_logits, window_logits
 from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
 
@@ -120,3 +123,22 @@ def test_the_processor_gives_the_label_map_of_the_windows(tmp_path):
         with torch.no_grad():
             logits = window_logits(model(normalize(windows, model.config.image_mean, model.config.image_std)), (32, 48))
         assert torch.equal(found, label_map(logits, image.shape[:2]).long())
+
+
+def test_a_head_that_shares_its_outputs_name_keeps_its_own_way_to_logits(monkeypatch):
+    class Negated(LinearHead):
+        @staticmethod
+        def semantic_logits(outputs, size, rows=None):
+            return -LinearHead.semantic_logits(outputs, size, rows)
+
+    monkeypatch.setitem(HEADS, "negated", Negated)
+    model = build(head="negated").eval()
+    image = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+    expected = label_image(model, image)
+    model.config.head = "linear"
+    assert not np.array_equal(label_image(model, image), expected)
+    model.config.head = "negated"
+    features = processor(model.config)(image)
+    with torch.no_grad():
+        (found,) = processor(model.config).post_process_semantic_segmentation(model(**features), [(40, 90)])
+    assert np.array_equal(found.numpy(), expected)

@@ -1,10 +1,13 @@
 """How long a study will take, from what its runs have told."""
 
+import json
 from pathlib import Path
 
 import pytest
+from launching import ROOT
+from synthetic_runs import write_run
 
-from benchmark.study.status import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, Status, summary
+from benchmark.study.status import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, Status, run_status, summary
 from benchmark.study.study import Cell
 
 HOUR = 3600.0
@@ -34,3 +37,23 @@ HALF = Status(RUNNING, 50, 100, 0.4, 0.5 * HOUR)  # as its speed of training say
 def test_the_time_left_holds_evaluations_where_a_finished_run_of_the_setting_measured_them(runs, told):
     """By hand: what is left is a run's length times the share of its steps, over the runs at once."""
     assert summary(table(*runs)).endswith(told)
+
+
+def test_the_score_of_a_run_is_that_of_its_first_dataset_before_and_after_its_end(tmp_path):
+    results = write_run(tmp_path / "run", [ROOT / "recipes" / "quickstart.yaml"], [], 0.8)
+    lines = [
+        {"step": 50, "val/day/mean_iou": 0.3, "val/night/mean_iou": 0.2},
+        {
+            "step": 100,
+            "val/day/mean_iou": results["mean_iou"],
+            "val/day/mean_boundary_iou": 0.1,
+            "val/night/mean_iou": 0.4,
+        },
+        {"step": 150, "train/loss": 1.0},
+    ]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    finished = run_status(tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    before = run_status(tmp_path / "run")
+    assert (before.state, before.step) == (INTERRUPTED, 150)
+    assert before.score == finished.score == results["mean_iou"]
