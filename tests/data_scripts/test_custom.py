@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_scripts.custom import parse_custom
 from data_scripts.errors import DatasetError
 from data_scripts.preparation import class_names, prepare
 
@@ -173,3 +174,8 @@ def test_a_hub_dataset_that_cannot_be_had(tmp_path, monkeypatch):
         DatasetError, match=r"^The dataset a/b is neither .* \(no network\): correct data\.custom\.path"
     ):
         prepare("hub", root=tmp_path, cache_dir=tmp_path / "cache", custom={"classes": CLASSES, "path": "a/b"})
+
+
+def test_of_several_colours_of_a_class_the_first_draws_it():
+    mapping = {"1,2,3": 0, "4,5,6": 0, "7,8,9": 1}
+    assert parse_custom({"classes": ["a", "b"], "label_mapping": mapping}).palette() == ((1, 2, 3), (7, 8, 9))

@@ -34,7 +34,7 @@ def oracle(prediction, label):
 
 
 @pytest.mark.parametrize("ignored", [0.0, 0.002, 0.3])
-@pytest.mark.parametrize("size", [(70, 130), (150, 40), (3, 200), (1, 1), (2, 3)])
+@pytest.mark.parametrize("size", [(70, 130), (150, 40), (300, 400), (3, 200), (1, 1), (2, 3)])
 def test_counts_are_those_of_an_erosion_of_each_class(size, ignored):
     metric, total = BoundaryIoU(CLASSES), np.zeros((2, 4), int)
     for seed in range(3):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix as sklearn_confusion
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import jaccard_score, precision_score, recall_score
 
 from benchmark.evaluation.mean_iou import MeanIoU, confusion_matrix, scores
 
@@ -33,6 +33,12 @@ def test_confusion_and_iou_equal_scikit_learns():
     assert result["mean_iou"] == pytest.approx(iou.mean(), rel=1e-12)
     assert result["pixel_accuracy"] == pytest.approx((truth == guess)[kept].mean(), rel=1e-12)
     assert result["iou"]["class 4"] is None and result["absent_classes"] == 1
+    for name, score in (("precision", precision_score), ("recall", recall_score)):
+        each = score(truth[kept], guess[kept], labels=present, average=None)
+        np.testing.assert_allclose([result[name][f"class {c}"] for c in present], each, rtol=1e-12)
+    assert result["mean_accuracy"] == pytest.approx(each.mean(), rel=1e-12)
+    weighted = jaccard_score(truth[kept], guess[kept], labels=present, average="weighted")
+    assert result["frequency_weighted_iou"] == pytest.approx(weighted, rel=1e-12)
 
 
 def test_compute_forgets_what_was_added():

@@ -110,9 +110,12 @@ def test_every_trained_parameter_gets_a_gradient_and_a_frozen_encoder_none():
 
 
 def test_the_processor_gives_the_label_map_of_the_windows(tmp_path):
-    model = build()
+    model = build(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     processor(model.config).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["crop_size"] == [32, 48]
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["crop_size"] == [32, 48]
+    for key in ("image_mean", "image_std", "head"):
+        assert saved[key] == getattr(model.config, key), key
     images = [torch.randint(0, 256, size, dtype=torch.uint8) for size in ((40, 90, 3), (70, 50, 3))]
     features = processor(model.config)([image.numpy() for image in images])
     with torch.no_grad():

@@ -112,6 +112,24 @@ def test_interval_chart_sorts_and_spans_the_interval():
         assert y0 == y1 == y and x == pytest.approx((x0 + x1) / 2, abs=0.2)  # these intervals are symmetric
 
 
+def test_a_tick_stands_at_each_run_and_a_front_is_of_one_device_and_precision():
+    row = made_up_report(settings=1, encoders=1)["settings"][0]["rows"][0]
+    runs = [{**row["runs"][0], "mean_iou": row["mean_iou"] + shift} for shift in (-0.01, 0.01)]
+    svg = interval_chart([row | {"runs": runs}], {row["encoder"]: 0})
+    ticks = [float(x) for x in re.findall(r'class="run" d="M([\d.]+)', svg)]
+    ((mean, _),) = marks(svg).values()
+    assert len(ticks) == 2 and ticks[0] < mean < ticks[1] and mean == pytest.approx(sum(ticks) / 2, abs=0.2)
+    kinds = [("a GPU", "bf16"), ("a GPU", "fp32"), ("a CPU", "fp32")]
+    rows = [
+        row
+        | {"encoder": f"{device} {precision} {hours}", "device": device, "precision": precision, "pareto": True}
+        | {"gpu_hours": hours, "mean_iou": 0.3 + 0.1 * hours}
+        for device, precision in kinds
+        for hours in (1, 2)
+    ]
+    assert cost_chart(rows, numbered(rows)).count('class="front"') == 3
+
+
 def test_curves_break_where_a_score_is_missing_and_keep_their_last_mark():
     rows = made_up_report(settings=1, encoders=3)["settings"][0]["rows"]
     rows[0]["curve"][4][1] = None

@@ -14,12 +14,13 @@ from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.page.charts import cost_chart
 from benchmark.page.page import render_page
-from benchmark.study.answer import Thresholds
+from benchmark.study.answer import Thresholds, answer
 from benchmark.study.collect import collect
 from benchmark.study.metrics import OTHERS
 from benchmark.study.report import build_report
+from benchmark.study.scores import draw_scores
 from benchmark.study.study import load_study
-from benchmark.study.tables import latex, markdown, run_rows
+from benchmark.study.tables import COLUMNS, PAIR_COLUMNS, cells, latex, markdown, pair_cells, run_rows
 
 QUICK = ROOT / "recipes" / "quickstart.yaml"
 
@@ -209,6 +210,91 @@ def test_notes_tell_of_changed_code_and_of_further_validation_data(tmp_path):
     write_run(tmp_path / "y" / "a-seed0", [QUICK], ["--output.setting", "y"], 0.8, datasets=more)
     notes = build_report(collect([tmp_path / "y"]), draws=200)["notes"]
     assert any(f"ranked on {name} alone" in note and "night" in note for note in notes)
+
+
+def test_costs_and_rows_are_those_of_the_runs(tmp_path):
+    write_study(tmp_path, {"cheap": ["--model.freeze_encoder", "true"]}, {"a": 0.9, "b": 0.6, "c": 0.4}, hours=1.0)
+    write_study(tmp_path, {"dear": []}, {"a": 0.9, "b": 0.6, "c": 0.4}, hours=2.0)
+    flags = ["--output.setting", "dear", "--model.encoder", "d", "--seed"]
+    for seed, memory in ((0, 2**30), (1, 2**31)):
+        measured = {"peak_memory_bytes": memory, "world_size": 4, "trainable_parameters": 10**6}
+        write_run(tmp_path / "dear" / f"d-seed{seed}", [QUICK], [*flags, str(seed)], 0.3, hours=25.0, **measured)
+    report = build_report(collect([tmp_path]), draws=200)
+    assert report["pairs"][0]["cost_ratio"] == 0.5  # of the three encoders that both have
+    row = next(row for row in report["settings"][1]["rows"] if row["encoder"] == "d")
+    assert (row["gpu_hours"], row["peak_memory_bytes"]) == (100.0, 2**31)
+    shown = dict(zip(COLUMNS, cells(row), strict=True))
+    assert (shown["M parameters"], shown["M trained"], shown["GiB"]) == ("100.0", "1.0", "2.00")
+    pair = report["pairs"][0] | {"regret": 0.012, "regret_bound": 0.034}
+    shown = dict(zip(PAIR_COLUMNS, pair_cells(pair), strict=True))
+    assert (shown["regret"], shown["at most"]) == ("1.20", "3.40")
+
+
+@pytest.mark.parametrize(("images", "rare"), [(9, 3), (10, 0)])
+def test_a_class_in_ten_images_is_not_rare(tmp_path, images, rare):
+    write_study(tmp_path, {"x": []}, {"a": 0.9}, images=images)
+    assert build_report(collect([tmp_path]), draws=200)["settings"][0]["rare_classes"] == rare
+
+
+def test_runs_that_were_trained_on_other_images_stand_apart_and_are_no_copies(tmp_path):
+    results = write_run(tmp_path / "a", [QUICK], [], 0.8)
+    other = results["dataset_fingerprint"] | {"digest": "content-other"}
+    write_run(tmp_path / "b", [QUICK], [], 0.9, dataset_fingerprint=other)
+    report = build_report(collect([tmp_path]), draws=200)
+    assert [len(setting["rows"]) for setting in report["settings"]] == [1, 1]
+    assert any("differ in training images" in note for note in report["notes"])
+    assert not any("the same run twice" in note for note in report["notes"])
+
+
+def test_a_learning_curve_is_that_of_the_first_dataset(tmp_path):
+    results = write_run(tmp_path / "a", [QUICK], [], 0.8)
+    (name,) = results["datasets"]
+    both = results["datasets"] | {"night": results["datasets"][name]}
+    write_run(tmp_path / "b", [QUICK], [], 0.8, datasets=both)
+    lines = [{"step": step, f"val/{name}/mean_iou": step / 1000, "val/night/mean_iou": 0.0} for step in (300, 600)]
+    (tmp_path / "b" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ((row,),) = [setting["rows"] for setting in build_report(collect([tmp_path / "b"]), draws=200)["settings"]]
+    assert row["curve"] == [[300, 0.3], [600, 0.6]]
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_every_metric_is_compared_with_the_counts(tmp_path, metric):
+    write_run(tmp_path / "a", [QUICK], [], 0.8, **{metric: 0.123})
+    with pytest.raises(UserError, match=r"confusion.npz gives .* and results.json says 0.123; they do not belong"):
+        collect([tmp_path])
+
+
+def test_each_metric_has_the_seed_noise_of_its_own_scores(folder):
+    groups = collect([folder]).groups
+    for metric in ("mean_iou", "pixel_accuracy"):
+        _, noises, _ = draw_scores(groups, 200, 0, metric)
+        for group in groups:
+            found = [np.var([run.results[metric] for run in group.of(name)], ddof=1) for name in group.encoders]
+            assert noises[group.setting].variance == pytest.approx(np.mean(found))
+
+
+def test_noise_is_borrowed_on_the_same_dataset_before_a_better_known_one(tmp_path):
+    write_study(tmp_path, {"one": []}, {"a": 0.9, "b": 0.6}, seeds=(0,))
+    write_study(tmp_path, {"two": ["--model.freeze_encoder", "true"]}, {"a": 0.9, "b": 0.6}, seeds=(0, 1))
+    write_study(tmp_path, {"far": []}, {"a": 0.9, "b": 0.6}, seeds=(0, 1, 2, 3), digest="content-other")
+    settings = {setting["setting"]: setting for setting in build_report(collect([tmp_path]), draws=200)["settings"]}
+    assert settings["one"]["seed_noise"]["from"] == "two" and not settings["one"]["seed_noise"]["of_other_data"]
+
+
+def test_the_cheapest_setting_whose_bounds_hold_stands_in_with_its_own_doubt():
+    def setting(name, degrees):
+        noise = {"degrees_of_freedom": degrees, "of_other_data": False}
+        return {"setting": name, "rows": [], "missing": [], "seed_noise": noise}
+
+    def pair(name, ratio, low, bound):
+        told = {"a": name, "b": "dear", "cost_ratio": ratio, "tau": 0.9, "tau_interval": [low, 1.0], "encoders": 5}
+        return told | {"choice": "x", "regret": 0.0, "regret_bound": bound}
+
+    settings = [setting("dear", 4), setting("bad", 4), setting("cheap", 0), setting("good", 4)]
+    pairs = [pair("good", 0.5, 0.8, 0.001), pair("bad", 0.1, 0.8, 0.02), pair("cheap", 0.2, 0.8, 0.001)]
+    (told,) = answer(settings, pairs, Thresholds())
+    assert told.startswith("To choose for dear, cheap (at 0.20 of its GPU-hours") and "is the cheapest that" in told
+    assert told.endswith("; one seed says nothing of the noise of training.")
 
 
 def test_the_same_runs_give_the_same_report_in_any_order(folder):

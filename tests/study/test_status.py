@@ -7,6 +7,7 @@ import pytest
 from launching import ROOT
 from synthetic_runs import write_run
 
+from benchmark.recipe.parser import load_recipe
 from benchmark.study.status import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, Status, run_status, summary
 from benchmark.study.study import Cell
 
@@ -57,3 +58,12 @@ def test_the_score_of_a_run_is_that_of_its_first_dataset_before_and_after_its_en
     before = run_status(tmp_path / "run")
     assert (before.state, before.step) == (INTERRUPTED, 150)
     assert before.score == finished.score == results["mean_iou"]
+
+
+def test_a_run_tells_by_its_speed_how_long_its_steps_still_take(tmp_path):
+    recipe = load_recipe([str(ROOT / "recipes" / "quickstart.yaml")])
+    write_run(tmp_path / "run", [ROOT / "recipes" / "quickstart.yaml"], [], 0.8)
+    (tmp_path / "run" / "results.json").unlink()
+    line = {"step": recipe.train.steps - 30, "speed/images_per_second": 12.0}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert run_status(tmp_path / "run").seconds == 30 * recipe.train.global_batch_size / 12
