@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     rule: ClassVar[LabelRule]
     resizes_labels: ClassVar[bool] = False
     drops_one_value: ClassVar[bool] = False  # images whose raw labels have one single value, as the study does
+    mapping: ClassVar[str] = "the builder's rule"  # what says which class a value is, in errors
     missing_hint: ClassVar[str] = ""  # another way out of a missing archive
 
     listing: Listing  # what is to be built; absent where only the cache is read
@@ -132,7 +134,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
         counts = {split: Counts.merged(folder, split, len(listing.classes)) for split in listing.samples}
         for part in counts.values():
             problems.merge(part.problems)
-        problems.raise_if_any(listing.rule.colors)
+        problems.raise_if_any(listing.rule.colors, self.mapping)
         self.check_counts(counts)
         report = {
             "dataset": self.name,
@@ -156,8 +158,12 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
 
 
 def builder_version(builder: type[SegmentationBuilder]) -> str:
-    """Version of a dataset's rows: the shared code's and its own."""
-    return f"{builder.__module__.rpartition('.')[2]}-{builder.VERSION}-{COMMON_VERSION}"
+    """Version of a dataset's rows: the shared code's, its own, and a digest of what its class says of labels."""
+    facts = [
+        getattr(builder, name, None) for name in ("classes", "colors", "rule", "resizes_labels", "drops_one_value")
+    ]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    return f"{builder.__module__.rpartition('.')[2]}-{builder.VERSION}-{COMMON_VERSION}-{digest}"
 
 
 def raise_cause(error: BaseException) -> NoReturn:

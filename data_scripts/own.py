@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -18,6 +18,7 @@ from data_scripts.labels import IGNORE
 class OwnBuilder(SegmentationBuilder):
     """Base of the builders of people's own data; `listing.options` are the keys of data.custom."""
 
+    mapping: ClassVar[str] = "data.custom.label_mapping"
     VERSION = datasets.Version("1.1.0")  # raise it when a check is added: what was built before it is built again
 
     def check_counts(self, counts: Mapping[str, Counts]) -> None:

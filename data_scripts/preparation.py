@@ -91,6 +91,8 @@ def find_builder(name: str) -> type[SegmentationBuilder]:
     """The builder of a dataset; DatasetError names the nearest ones where there is none."""
     if name not in DATASETS:
         nearest = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.3) or DATASETS
+        if name.isidentifier() and (Path(__file__).parent / f"{name}.py").exists():
+            raise DatasetError(f"{name} is not among DATASETS of data_scripts/preparation.py: add it there.")
         raise DatasetError(f"There is no dataset {name!r}: take {' or '.join(nearest)}.")
     return importlib.import_module(f"data_scripts.{name}").Builder
 

@@ -52,11 +52,12 @@ class Problems:
         """As it is saved for `merge` in another process."""
         return {"sentences": self.sentences, "counts": self.counts, "values": self.values}
 
-    def raise_if_any(self, colors: bool) -> None:
+    def raise_if_any(self, colors: bool, mapping: str = "data.custom.label_mapping") -> None:
         """Raise DatasetError with every problem; one alone is one sentence.
 
         Args:
             colors: whether values are packed colours.
+            mapping: what says which class a value is.
         """
         lines = [sentence for kind in sorted(self.sentences) for sentence in sorted(self.sentences[kind])]
         for kind, count in self.counts.items():
@@ -68,7 +69,7 @@ class Problems:
             shown = f"colour {key.strip(chr(39))}" if colors else f"value {value}"
             lines.append(
                 f"{where} holds the label {shown}, which no class has ({pixels:,} pixels of {images:,} image(s)): add "
-                f"{key} to data.custom.label_mapping, as a class or as 255 (ignore), or correct the labels."
+                f"{key} to {mapping}, as a class or as 255 (ignore), or correct the labels."
             )
         if len(by_pixels) > MOST:
             lines.append(f"... and {len(by_pixels) - MOST:,} more values that no class has.")

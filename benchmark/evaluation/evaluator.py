@@ -16,7 +16,8 @@ from torch import Tensor
 class Evaluator(evaluate.Metric):
     """A metric of label maps as an `evaluate.Metric` that keeps integer counts and no image.
 
-    A subclass says `shape`, `count` and `score`, and is named once in `benchmark.evaluation.loop.EVALUATORS`.
+    A subclass says `shape`, `count` and `score`, and is named once in `benchmark.evaluation.loop.EVALUATORS`. Counts are
+    int64, so that sums over images and processes are exact; names of scores are its own; None is a score without value.
 
     Attributes:
         total: int64 of `shape`, the sum of all images' counts.
@@ -61,6 +62,8 @@ class Evaluator(evaluate.Metric):
             shapes = " and ".join(str(tuple(labels.shape)) for labels in (prediction, reference))
             raise ValueError(f"Prediction and reference must be label maps of one shape (H, W), not {shapes}.")
         counts = self.count(prediction, reference, logits).cpu()
+        if counts.dtype != torch.int64:
+            raise TypeError(f"{type(self).__name__} counts {counts.dtype}, but counts are int64: round a scaled sum.")
         self.total += counts
         places = counts.nonzero()
         self.images.append(torch.cat([places, counts[tuple(places.T)][:, None]], dim=1).numpy())

@@ -107,5 +107,10 @@ def evaluate(
     model.train(was_training)
 
     counts = {name: reduce_over_processes(e, indices, accelerator) for name, e in evaluators.items()}
-    scores = {name: value for e in evaluators.values() for name, value in e.compute().items()}
+    scores: dict[str, Any] = {}
+    for name, evaluator in evaluators.items():
+        own = evaluator.compute()
+        if taken := scores.keys() & own.keys():
+            raise ValueError(f"{name} names a score as another metric does ({', '.join(sorted(taken))}): rename it.")
+        scores |= own
     return Evaluation(scores, counts, sorted(gather_object(samples), key=lambda sample: sample.index))

@@ -31,7 +31,7 @@ HUB = "hf-hub:"
 REASONS = {  # by the names of the exceptions, because what travels with a model imports nothing but timm and torch
     "GatedRepoError": "access to it has to be requested; ask for it on its page, and log in with 'hf auth login'",
     "RepositoryNotFoundError": "there is no such repository; check the name, or log in if it is private",
-    "RevisionNotFoundError": "it has no such revision; check what stands behind the @",
+    "RevisionNotFoundError": "it has no such revision; check the part after the @",
     "LocalEntryNotFoundError": "the Hub cannot be reached; check the network",
     "EntryNotFoundError": "it lacks {file}; name a repository with a model of timm",
     "HFValidationError": "this is no name on the Hub; write hf-hub:user/model",
@@ -119,11 +119,11 @@ class Encoder(nn.Module):
         return tokens[:, self.num_prefix_tokens :]
 
     def layers(self, pixel_values: Tensor, blocks: int | list[int], keep_prefix_tokens: bool = False) -> list[Tensor]:
-        """The tokens behind some blocks, each (B, grid_h * grid_w, embed_dim), before the final norm.
+        """The tokens after some blocks, each (B, grid_h * grid_w, embed_dim), before the final norm.
 
         Args:
             pixel_values: as in `forward`.
-            blocks: the last so many, or their numbers; blocks behind the last of them do not run.
+            blocks: n for the last n blocks, or a list of their numbers; later blocks do not run.
             keep_prefix_tokens: leave class and register tokens in front of the others.
         """
         if not self._tables_valid:
@@ -145,14 +145,14 @@ class Encoder(nn.Module):
         return [torch.cat(parts[::-1], dim=1) if isinstance(parts, tuple) else parts for parts in layers]
 
     def final_norm(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, embed_dim) behind the model's final norm, or a layer norm without weights where it has none."""
+        """Tokens (B, N, embed_dim) after the model's final norm, or a layer norm without weights where it has none."""
         norm = getattr(self.backbone, "norm", None)
         if norm is None or isinstance(norm, nn.Identity):
             return F.layer_norm(tokens, tokens.shape[-1:])
         return norm(tokens)
 
     def freeze(self) -> None:
-        """Take the gradient from every parameter, and keep dropout and statistics in eval mode for good."""
+        """Train no parameter, and keep dropout and statistics in eval mode permanently."""
         self.frozen = True
         self.requires_grad_(False)
         self.eval()
@@ -240,7 +240,7 @@ def _create_backbone(encoder: Encoder, img_size: tuple[int, int], **timm_kwargs)
     if getattr(native, "dynamic_img_size", False):
         kwargs["dynamic_img_size"] = False  # the crop is fixed: positions are made once, not in every forward
     if encoder.architecture.startswith("beit3"):
-        kwargs["global_pool"] = "token"  # timm's default, "avg", moves the final norm behind the pooling
+        kwargs["global_pool"] = "token"  # timm's default, "avg", moves the final norm after the pooling
     is_sam = isinstance(native, VisionTransformerSAM)
     if is_sam:
         kwargs["window_size"] = _scaled_window(native, img_size, encoder.patch_size)

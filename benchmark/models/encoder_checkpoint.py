@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed_nhwc, resample_patch_embed
-from timm.models import load_state_dict, load_state_dict_from_hf
+from timm.models import load_state_dict, load_state_dict_from_hf, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoin
             cache where they are there); files that hold more than tensors are refused.
         checkpoint: a .safetensors or torch file in timm's layout or in that of the model's authors where timm reads it
             (BEiT-3, SAM, DINOv2, ...), bare or under a `model` or `state_dict` key (averaged weights, where a file has
-            both, are preferred); goes before `pretrained`.
+            both, are preferred); takes precedence over `pretrained`.
 
     Returns:
         The source ("random" without either) and the leftover keys. Nothing is ever missing: that is an error.
@@ -147,7 +147,9 @@ def _convert(weights: dict[str, object], encoder: Encoder) -> dict[str, Tensor]:
 
 def _timm_filter(encoder: Encoder) -> Callable[[dict, nn.Module], dict]:
     """The function by which timm converts and resamples weights for this family, with the options timm gives it."""
-    filter_fn = importlib.import_module(type(encoder.backbone).__module__).checkpoint_filter_fn
+    module = importlib.import_module(type(encoder.backbone).__module__)
+    # A model of one's own may have none: a vision transformer's weights are converted as timm's own are.
+    filter_fn = getattr(module, "checkpoint_filter_fn", vision_transformer.checkpoint_filter_fn)
     options = {}
     if isinstance(encoder.backbone, VisionTransformer):
         options["adapt_layer_scale"] = True  # DeiT III's files say gamma_1 where timm says ls1.gamma

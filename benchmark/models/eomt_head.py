@@ -165,7 +165,8 @@ def masked_queries(
 ) -> Tensor:
     """Which queries are masked in the `block`-th of the last blocks: bool (B, Q), or (1, Q) without positions.
 
-    A query is with a probability of `share`, as a function of the seed, the position, the block and the query alone.
+    Each query is masked with probability `share`; the draw depends on the seed, the position, the block and the query
+    alone.
     """
     if positions is None:
         positions = torch.zeros(1, dtype=torch.int64, device=like.device)

@@ -69,9 +69,10 @@ class SegmentationModel(PreTrainedModel):
             output_auxiliary_logits: of the Mask2Former head: also return the logits of the layers before the last.
 
         Returns:
-            `SemanticSegmenterOutput` with logits (B, C, h, w) for the linear head,
+            What the head's `outputs` makes: `SemanticSegmenterOutput` with logits (B, C, h, w) for the linear heads,
             `Mask2FormerForUniversalSegmentationOutput` with class_queries_logits (B, Q, C + 1) and
-            masks_queries_logits (B, Q, h, w) of the last layer for the Mask2Former head.
+            masks_queries_logits (B, Q, h, w) of the last layer for Mask2Former's and EoMT's; with a loss, its parts are
+            in loss_parts where it has some.
         """
         predictions = self.predict(pixel_values, positions)
         loss, parts = None, {}

@@ -124,7 +124,7 @@ class Optim:
         0, "steps in which lr rises from 0; or [head, encoder], where the encoder waits for the head to warm up first"
     )
     layer_decay: PositiveFloat = key(1.0, "each encoder block learns at this times the rate of the one above it")
-    clip_norm: PositiveFloat | None = key(None, "the most that the norm of all gradients may be; null: no limit")
+    clip_norm: PositiveFloat | None = key(None, "maximum norm of all gradients together; null: no limit")
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(beta < 1 for beta in self.betas):

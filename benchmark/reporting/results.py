@@ -42,7 +42,10 @@ def build_results(
     """
     scores = {name: {**e.scores, "fingerprint": datasets[name].fingerprint} for name, e in evaluations.items()}
     first = next(iter(evaluations.values())).scores
-    return seal({**first, "datasets": scores, **experiment, **describe_machine(accelerator), **training})
+    about = {"datasets": scores, **experiment, **describe_machine(accelerator), **training}
+    if taken := first.keys() & about.keys():
+        raise ValueError(f"A metric's score is named as a fact of the run ({', '.join(sorted(taken))}): rename it.")
+    return seal(first | about)
 
 
 def describe_experiment(identity: Mapping[str, Any], protocol: str, setting: str, dataset: str) -> dict[str, Any]:

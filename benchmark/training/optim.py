@@ -122,7 +122,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model have the averages in the block, and its own weights again behind it."""
+        """Let the model have the averages in the block, and restore its own weights afterwards."""
         self._swap()
         try:
             yield

@@ -24,7 +24,7 @@ from benchmark.data.workers import SIGNALS
 from benchmark.errors import UserError
 from benchmark.training.launch import is_launched
 
-# A launcher forwards the signal that a scheduler has sent to every process itself: within so many seconds it is one.
+# A launcher forwards the signal that a scheduler has sent to every process itself: signals within this time are one.
 ECHO_SECONDS = 1.0
 AGREEMENT_TIMEOUT = timedelta(minutes=30)  # after which a process that does not answer is stuck
 ROLL_CALL_TIMEOUT = timedelta(seconds=60)

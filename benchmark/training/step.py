@@ -28,7 +28,7 @@ class Step:
         model: unwrapped, on its device; its blocks may be compiled.
         schedule: sets and returns an optimizer's learning rates for a step, counted from 1.
         steps: of the whole training.
-        clip_norm: the most that the norm of all gradients together may be; larger ones are scaled down to it.
+        clip_norm: maximum norm of all gradients together; larger ones are scaled down to it.
         ema_decay: of a moving average of the weights; 0 for none.
         compiled: compile jitter and normalisation, on a GPU.
         keep_gradients: parameters keep theirs, which a step leaves at zero and not at None.

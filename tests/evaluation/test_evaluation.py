@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.nn.functional import one_hot
 
-from benchmark.evaluation.loop import evaluate
-from benchmark.evaluation.mean_iou import scores
+from benchmark.evaluation.loop import EVALUATORS, evaluate
+from benchmark.evaluation.mean_iou import MeanIoU, scores
 from benchmark.reporting.results import score_table
 
 CLASSES = ["dark", "middle", "bright", "never"]
@@ -98,3 +98,21 @@ def test_the_model_is_left_in_the_mode_it_was_in(split):
     model = Thirds().train()
     evaluate(model, split, CLASSES, Accelerator(cpu=True), batch_size=3, num_workers=0)
     assert model.training
+
+
+def test_a_metric_whose_names_are_taken_or_whose_counts_are_no_integers_is_refused(split, monkeypatch):
+    class Other(MeanIoU):
+        def score(self, total):
+            return {"mean_iou": 1.0}
+
+    class Shares(MeanIoU):
+        def count(self, prediction, reference, logits=None):
+            return super().count(prediction, reference) / 2
+
+    for metric, kind, words in (
+        (Other, ValueError, r"other names a score .* \(mean_iou\)"),
+        (Shares, TypeError, "int64"),
+    ):
+        monkeypatch.setitem(EVALUATORS, "other", metric)
+        with pytest.raises(kind, match=words):
+            evaluate(Thirds(), split, CLASSES, Accelerator(cpu=True), batch_size=3, num_workers=0)
