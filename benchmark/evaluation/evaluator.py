@@ -16,8 +16,8 @@ from torch import Tensor
 class Evaluator(evaluate.Metric):
     """A metric of label maps as an `evaluate.Metric` that keeps integer counts and no image.
 
-    A subclass says `shape`, `count` and `score`, and is named once in `benchmark.evaluation.loop.EVALUATORS`. Counts are
-    int64, so that sums over images and processes are exact; names of scores are its own; None is a score without value.
+    A subclass says `shape`, `count` and `score`, and is named once in `benchmark.evaluation.loop.EVALUATORS`. Counts
+    are int64, so that sums over images and processes are exact; the names of its scores are no other metric's.
 
     Attributes:
         total: int64 of `shape`, the sum of all images' counts.

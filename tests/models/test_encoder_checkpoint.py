@@ -243,3 +243,17 @@ def test_neither_leaves_the_encoder_as_it_was():
     before = {key: value.clone() for key, value in encoder.backbone.state_dict().items()}
     assert load_encoder_weights(encoder, pretrained=False).source == "random"
     assert all(torch.equal(value, before[key]) for key, value in encoder.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("names", [("student", "teacher"), ("teacher", "student"), ("model", "ema")])
+def test_of_a_teacher_and_a_student_the_teachers_weights_are_taken(names, tmp_path):
+    encoder, weights = vit_encoder(), vit_weights()
+    taken = {"teacher": 2.0, "ema": 2.0}
+    file = {
+        f"{name}.backbone.{key}": torch.full_like(value, taken.get(name, 1.0))
+        for name in names
+        for key, value in weights.items()
+    }
+    torch.save(file, tmp_path / "dino.pth")
+    load_encoder_weights(encoder, checkpoint=str(tmp_path / "dino.pth"))
+    assert (encoder.backbone.blocks[0].attn.qkv.weight == 2).all()

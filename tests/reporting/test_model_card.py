@@ -108,6 +108,10 @@ def test_the_licence_is_that_of_the_encoders_weights(flags, license, sentence):
     assert sentence in text and ModelCard(text).data.license == license
 
 
+def test_memory_is_in_gibibytes(results):
+    assert "2.0 GiB at the peak" in model_card("me/my-model", recipe(), results, step=40000, head="linear")
+
+
 def test_own_data_have_their_own_name_wherever_they_are_named(results):
     own = ["--data.train", "folder", "--data.val", "[folder]", "--data.custom.name", "moor"]
     results["datasets"] = {"folder": scores(0.61234)}

@@ -1,5 +1,6 @@
 """The report's numbers against hand-made runs, what may not be compared, and its files."""
 
+import base64
 import csv
 import io
 import json
@@ -14,6 +15,8 @@ from benchmark.__main__ import main
 from benchmark.errors import UserError
 from benchmark.page.charts import cost_chart
 from benchmark.page.page import render_page
+from benchmark.page.samples import collect_samples
+from benchmark.reporting.pictures import sample_names
 from benchmark.study.answer import Thresholds, answer
 from benchmark.study.collect import collect
 from benchmark.study.metrics import OTHERS
@@ -490,3 +493,14 @@ def test_runs_without_boundary_counts_are_reported_without_boundary_iou(folder):
         np.savez_compressed(path, **arrays)
     row = build_report(collect([folder]), draws=100)["settings"][0]["rows"][0]
     assert "mean_accuracy" in row["metrics"] and "mean_boundary_iou" not in row["metrics"]
+
+
+def test_each_encoder_shows_its_own_prediction(folder):
+    names = sample_names("shapes-3")
+    for run in (folder / "cheap").iterdir():
+        (run / "samples").mkdir()
+        for name in ("shapes-3-image.jpg", names.label, names.prediction):
+            (run / "samples" / name).write_bytes(run.name.encode())
+    (sample,) = collect_samples(collect([folder]))
+    found = {name: base64.b64decode(uri.partition(",")[2]).decode() for name, uri in sample["predictions"].items()}
+    assert found == {name: f"{name}-seed0" for name in "abc"}

@@ -154,6 +154,8 @@ def test_seed_noise_is_pooled_within_models():
     assert not noise.image_sampling_only
     assert (expected / noise.scale**2).mean() == pytest.approx(1, rel=0.03)  # chi2_3 / 3
     assert seed_noise([[0.5], [0.7]]).image_sampling_only
+    one, same, other = (seed_noise([[0.5, 0.6]], name=name).scale for name in ("a", "a", "b"))
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
 def test_seed_noise_of_models_has_students_distribution():

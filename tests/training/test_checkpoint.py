@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import subprocess
+from dataclasses import MISSING, asdict, fields
 
 import pytest
 import torch
@@ -231,3 +232,13 @@ def test_a_disk_that_is_full_in_truth(tmp_path, kibibytes):
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path, *build()) is None
+
+
+def test_progress_is_kept_whole():
+    values = {
+        item.name: item.default_factory() if item.default is MISSING else item.default for item in fields(Progress)
+    }
+    told = {name: value + 3 if isinstance(value, int | float) else value for name, value in values.items()}
+    told |= {"losses": [{"loss": 1.5}], "digest": "content-a", "scaler": {"scale": 2.0}, "step": 7}
+    progress = Progress.from_json(json.dumps(told).encode())
+    assert asdict(progress) == told | {"saved_step": 7}
