@@ -44,7 +44,7 @@ def render_page(report: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]]
     environment.filters |= {
         "percent": lambda value: _text(value, "{:.2f}", 100),
         "decimals": _decimals,
-        "digits": lambda value: _text(value, "{:#.3g}").rstrip(".") if abs(value or 0) < 1000 else f"{value:,.0f}",
+        "digits": lambda value: _text(value, "{:#.3g}").rstrip(".") if abs(value or 0) < 999.5 else f"{value:,.0f}",
         "millions": lambda value: _text(value, "{:,.1f}", 1e-6),
         "gibibytes": lambda value: _text(value, "{:.2f}", 2**-30),
         "interval": lambda ends: interval_text(ends) or DASH,

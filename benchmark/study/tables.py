@@ -181,7 +181,7 @@ def run_rows(report: dict[str, Any]) -> str:
 
 
 def _significant(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def _points(lines: Sequence[str]) -> list[str]:

@@ -228,6 +228,8 @@ def test_costs_and_rows_are_those_of_the_runs(tmp_path):
     assert (row["gpu_hours"], row["peak_memory_bytes"]) == (100.0, 2**31)
     shown = dict(zip(COLUMNS, cells(row), strict=True))
     assert (shown["M parameters"], shown["M trained"], shown["GiB"]) == ("100.0", "1.0", "2.00")
+    for hours, text in ((0.012345, "0.0123"), (999.4, "999"), (999.9, "1,000"), (1234.5, "1,234")):
+        assert cells(row | {"gpu_hours": hours})[COLUMNS.index("GPU-hours")] == text
     pair = report["pairs"][0] | {"regret": 0.012, "regret_bound": 0.034}
     shown = dict(zip(PAIR_COLUMNS, pair_cells(pair), strict=True))
     assert (shown["regret"], shown["at most"]) == ("1.20", "3.40")
