@@ -127,7 +127,8 @@ def test_a_tick_stands_at_each_run_and_a_front_is_of_one_device_and_precision():
         for device, precision in kinds
         for hours in (1, 2)
     ]
-    assert cost_chart(rows, numbered(rows)).count('class="front"') == 3
+    fronts = re.findall(r'class="front" d="([^"]+)', cost_chart(rows, numbered(rows)))
+    assert [front.count("L") for front in fronts] == [2, 2, 2]  # two encoders each, and the corner between them
 
 
 def test_curves_break_where_a_score_is_missing_and_keep_their_last_mark():
