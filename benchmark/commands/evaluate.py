@@ -28,20 +28,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", help="a file for the results as JSON")
     own, overrides = parser.parse_known_args(arguments)
     from benchmark.export.onnx_model import load_any
-    from benchmark.recipe.identity import protocol
-    from benchmark.reporting.run_folder import RECIPE, find_in_run, results_of_model
+    from benchmark.reporting.run_folder import RECIPE, find_in_run
 
     model, folder = load_any(own.model)
     recipe = find_in_run(folder, RECIPE)
     if not own.recipe and not recipe:
         raise UserError(f"There is no recipe.yaml beside {own.model}: name a recipe with --recipe.")
-    if recipe and (known := results_of_model(folder).get("protocol")) not in (
-        None,
-        protocol(load_recipe([str(recipe)])),
-    ):
-        raise UserError(
-            f"{recipe} is not the recipe of the run, whose results.json says protocol {known}: restore the file."
-        )
     asked = load_recipe(own.recipe or [str(recipe)], overrides)
     check_recipe(asked, model.config, recipe, own.model)
     evaluate(model, folder, asked, own.output)

@@ -1,4 +1,4 @@
-"""Intersection over union of what lies near boundaries: it is sensitive to errors of contours, not to large areas."""
+"""Intersection over union of what lies near boundaries: sensitive to contour errors, not to large areas."""
 
 from typing import Any, ClassVar
 

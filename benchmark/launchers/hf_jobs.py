@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 
 from benchmark.errors import UserError
 from benchmark.launchers.local import launch_options
-from benchmark.recipe.identity import difference, identity
+from benchmark.recipe.identity import difference, identity, public
+from benchmark.recipe.schema import flatten
 from benchmark.reporting.results import code_version
 from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, read_results, write_atomically
 from benchmark.study.study import Cell, Study
@@ -133,7 +134,9 @@ def _fetch(cell: Cell, repository: str) -> bool:
         there = Path(folder)
         if not all((there / name).exists() for name in files):
             return False
-        if different := difference(there / RECIPE, identity(cell.recipe)):
+        shown = dict(flatten(public(cell.recipe)))  # what is pushed has no paths of the machine
+        wanted = {key: shown[key] if isinstance(value, str) else value for key, value in identity(cell.recipe).items()}
+        if different := difference(there / RECIPE, wanted):
             raise UserError(
                 f"{repository} on the Hub holds a run of another recipe ({different}): rename the study's file, or "
                 "remove the repository."

@@ -36,15 +36,13 @@ def _best(settings: Sequence[dict[str, Any]]) -> list[str]:
         doubt = _doubt(setting)
         if setting["uneven_classes"]:
             told.append(f"{highest}, but the means are over different classes: see the notes.")
-        elif not setting["image_noise"]:
+        elif not setting["image_noise"] or (len(candidates) == 1 and not _moves(setting)):
             told.append(f"{highest}, but the validation images are too few to say how far chance moves its lead.")
         elif len(candidates) > 1:
             others = ", ".join(name for name in candidates if name != first["encoder"])
             share = first["best_probability"]
             often = f"{100 * share:.0f}" if share < 0.995 else "over 99"
             told.append(f"{highest}, and is the best in {often} % of the draws; {others} may be as good{doubt}.")
-        elif not _moves(setting):
-            told.append(f"{highest}, but the validation images are too few to say how far chance moves its lead.")
         elif doubt:
             told.append(f"{best}, beyond the noise of the images{doubt}.")
         else:

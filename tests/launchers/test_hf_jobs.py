@@ -73,6 +73,17 @@ def test_results_that_were_pushed_while_a_run_trains_are_not_its_results(jobs_hu
     assert not cell.folder.exists()
 
 
+def test_a_recipe_that_was_pushed_without_the_machines_paths_is_the_runs(jobs_hub, tmp_path):
+    study = load_study(STUDY, ["--model.checkpoint", "/weights/vit.pth"], folder=tmp_path / "tiny")
+    cell = study.cells[0]
+    write_run(tmp_path / "trained", cell.files, cell.flags, 0.8)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "trained").iterdir()}
+    files["recipe.yaml"] = files["recipe.yaml"].replace(b"/weights/vit.pth", b"vit.pth")
+    jobs_hub.repos["user/tiny-linear-vit-seed0"] = [("The finished model", files)]
+    hf_jobs.submit(study, [cell], OPTIONS, None)
+    assert not jobs_hub.jobs and (cell.folder / "results.json").exists()
+
+
 def test_results_of_another_recipe_are_not_a_runs(jobs_hub, tmp_path):
     study = load_study(STUDY, folder=tmp_path / "tiny")
     cell = study.cells[0]
