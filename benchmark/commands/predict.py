@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmark.errors import UserError
-from benchmark.recipe.parser import CommandParser
+from benchmark.recipe.parser import CommandParser, whole_number_above_0
 from data_scripts.tables import format_table
 
 
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a video, a folder or a pattern")
     parser.add_argument("--model", required=True, help="runs/x, a model's folder, user/name on the Hub, or x.onnx")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the label maps go")
-    parser.add_argument("--batch_size", type=int, default=16, help="windows in one forward (default: 16)")
+    parser.add_argument(
+        "--batch_size", type=whole_number_above_0, default=16, help="windows in one forward (default: 16)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the accelerator, if there is one)")
     parser.add_argument(
         "--precision",
@@ -42,8 +44,6 @@ def main(arguments: Sequence[str]) -> None:
         help="fp32 (default) gives what an evaluation in fp32 scores, bit for bit on the same device",
     )
     own = parser.parse_args(arguments)
-    if own.batch_size < 1:
-        raise UserError(f"--batch_size must be above 0, not {own.batch_size}.")
 
     from benchmark.prediction.inputs import find_inputs, is_video
     from benchmark.prediction.video import check_video

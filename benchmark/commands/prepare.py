@@ -7,10 +7,8 @@ With a recipe: build the datasets that it names, without training, and print wha
 or a HuggingFace dataset: look at it, write a recipe that trains on it, and draw a sheet of images under their labels.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +63,7 @@ def prepare(recipe: Recipe) -> None:
 
 def _asked_keys(overrides: Sequence[str]) -> dict[str, Any]:
     """The recipe keys on the command line, with their values; UserError for those that a draft does not take."""
-    plain = json.loads(json.dumps(asdict(load_recipe([], overrides))))  # YAML takes no numbers of jsonargparse's types
-    values = dict(flatten(plain))
+    values = dict(flatten(load_recipe([], overrides).to_dict()))
     asked = {key: values[key] for key in values if any(flag.partition("=")[0] == f"--{key}" for flag in overrides)}
     for key in asked:
         if not key.startswith("data.") or key in DRAFTED:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import UserError, as_sentence
-from benchmark.recipe.parser import CommandParser
+from benchmark.recipe.parser import CommandParser, whole_number_above_0
 from benchmark.study.study import Cell, Study, load_study
 
 LAUNCHERS = ("local", "slurm", "print", "hf_jobs")
@@ -39,8 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where the runs go (%(default)s)")
     parser.add_argument("--status", action="store_true", help="print where the runs stand, and stop")
     parser.add_argument("--no_prepare", action="store_true", help="neither prepare datasets nor fetch weights here")
-    parser.add_argument("--gpus_per_run", type=_positive, metavar="N", help="GPUs of each run (1)")
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs beside each other on a CPU (1)")
+    parser.add_argument("--gpus_per_run", type=whole_number_above_0, metavar="N", help="GPUs of each run (1)")
+    parser.add_argument(
+        "--jobs", type=whole_number_above_0, default=1, metavar="N", help="runs beside each other on a CPU (1)"
+    )
     own, rest = parser.parse_known_args(arguments)
     options, overrides = launcher_options(own.launcher, rest)
     study = load_study(own.study, overrides, own.output_dir, own.recipe)
@@ -251,10 +253,3 @@ def launcher_options(launcher: str, rest: Sequence[str]) -> tuple[dict[str, str]
             value = left.pop(0)
         options[name] = value
     return options, others
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number

@@ -16,14 +16,14 @@ import json
 from collections.abc import Mapping, Sequence
 
 from benchmark.errors import UserError
-from benchmark.recipe.parser import CommandParser, load_recipe
-from benchmark.recipe.schema import Recipe
+from benchmark.recipe.parser import CommandParser, load_recipe, whole_number_above_0
+from benchmark.recipe.schema import KEYS, Recipe
 from data_scripts.tables import format_table
 
-KEYS = (  # how those begin that a part uses
+USED_KEYS = (  # how those begin that a part uses
     *("seed", "data.", "augment.", "optim.", "loss."),
     *(f"model.{key}" for key in ("encoder", "head", "patch_size", "freeze_encoder", "lora_rank", "image_")),
-    *("model.mask2former.", "model.eomt."),
+    *(key for key in KEYS if key.startswith("model.") and key.count(".") == 2),  # of the heads
     *(f"train.{key}" for key in ("steps", "global_batch_size", "micro_batch_size", "eval_batch_size")),
     *(f"train.{key}" for key in ("precision", "compile", "cuda_graph", "deterministic", "ema_decay")),
 )
@@ -32,36 +32,29 @@ KEYS = (  # how those begin that a part uses
 def main(arguments: Sequence[str]) -> None:
     parser = CommandParser(prog="python -m benchmark throughput", description=__doc__)
     parser.add_argument("part", choices=("data", "eval", "loss", "train", "all"), help="what is measured")
-    parser.add_recipe(required=False, keys=KEYS)
+    parser.add_recipe(required=False, keys=USED_KEYS)
     parser.add_argument("--seconds", type=float, default=10.0, help="how long data is measured (%(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="how many steps train and eval make (%(default)s)")
+    parser.add_argument(
+        "--steps", type=whole_number_above_0, default=10, help="how many steps train and eval make (10)"
+    )
     parser.add_argument("--profile", metavar="FILE", help="of train: write a trace of two steps, for Perfetto")
     own, overrides = parser.parse_known_args(arguments)
-    if own.seconds <= 0 or own.steps <= 0:
-        raise UserError("--seconds and --steps must be above 0: leave them out for ten.")
+    if own.seconds <= 0:
+        raise UserError("--seconds must be above 0: leave it out for ten.")
     if own.part == "loss" and (own.recipe or overrides):
         raise UserError("throughput loss has one setting of its own and takes no recipe: leave it out.")
-    if own.part == "loss":
-        measure_loss()
-        return
-    if not own.recipe:
+    if own.part != "loss" and not own.recipe:
         raise UserError(f"throughput {own.part} measures what a recipe says: name one with --recipe.")
-    recipe = load_recipe(own.recipe, overrides)
+    recipe = load_recipe(own.recipe or (), overrides)
     parts = {
         "data": lambda: measure_data(recipe, own.seconds),
         "train": lambda: measure_train(recipe, own.steps, own.profile),
         "eval": lambda: measure_evaluation(recipe, own.steps),
-        "all": lambda: measure_loss(),
+        "loss": lambda: measure_loss(),
     }
     for name, measure in parts.items():
         if own.part in (name, "all"):
             measure()
-
-
-def measure_loss() -> None:
-    from benchmark.throughput import loss
-
-    loss.run()
 
 
 def measure_data(recipe: Recipe, seconds: float) -> None:
@@ -128,6 +121,23 @@ def measure_evaluation(recipe: Recipe, rounds: int) -> None:
         },
         measured,
     )
+
+
+def measure_loss() -> None:
+    from benchmark.throughput.loss import BATCH_SIZE, measure
+
+    measured = measure()
+    rows = [
+        (
+            name,
+            *(f"{row[key]:.3f}" for key in ("seconds", "cpu_seconds")),
+            *(f"{row[key]:,}" for key in ("operations", "host_copies")),
+        )
+        for name, row in measured["losses"].items()
+    ]
+    print(f"Mask2Former loss, forward and backward, {BATCH_SIZE} images on {measured['device']}")
+    print(format_table(rows, ("", "seconds", "CPU seconds", "operations", "host copies")))
+    print(json.dumps(measured))
 
 
 def _describe(recipe: Recipe) -> str:

@@ -1,6 +1,6 @@
 """Sliding-window evaluation of one model on one split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,14 +8,15 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch import Tensor
 
 from benchmark.data.loaders import evaluation_loader
 from benchmark.evaluation.boundary_iou import BoundaryIoU
-from benchmark.evaluation.evaluator import reduce_over_processes
+from benchmark.evaluation.evaluator import Evaluator, reduce_over_processes
 from benchmark.evaluation.inference import window_logits
 from benchmark.evaluation.mean_iou import MeanIoU
 from benchmark.models.modeling import SegmentationModel
-from benchmark.models.windows import label_map, merged_logits
+from benchmark.models.windows import WindowLogits, label_map, merged_logits
 
 EVALUATORS = {"mean_iou": MeanIoU, "boundary_iou": BoundaryIoU}
 
@@ -95,11 +96,7 @@ def evaluate(
         autocast=accelerator.autocast,
         any_process=any_process,
     ):
-        size = item["labels"].shape
-        prediction, label = label_map(logits, size), item["labels"].to(device, non_blocking=True)
-        for evaluator in evaluators.values():
-            extra = {"logits": merged_logits(logits, size)} if evaluator.needs_logits else {}
-            evaluator.add(prediction=prediction, reference=label, **extra)
+        prediction = count_image(evaluators.values(), logits, item["labels"].to(device, non_blocking=True))
         indices.append(item["index"])
         if item["index"] in sample_indices:
             arrays = (item["pixel_values"], item["labels"], prediction)
@@ -114,3 +111,16 @@ def evaluate(
             raise ValueError(f"{name} names a score as another metric does ({', '.join(sorted(taken))}): rename it.")
         scores |= own
     return Evaluation(scores, counts, sorted(gather_object(samples), key=lambda sample: sample.index))
+
+
+def count_image(evaluators: Iterable[Evaluator], logits: WindowLogits, reference: Tensor) -> Tensor:
+    """Fold one image into the counts of all evaluators; return its label map (H, W), uint8.
+
+    Args:
+        reference: (H, W) uint8 on the logits' device, 255 = ignore.
+    """
+    prediction = label_map(logits, reference.shape)
+    for evaluator in evaluators:
+        merged = merged_logits(logits, reference.shape) if evaluator.needs_logits else None
+        evaluator.add(prediction=prediction, reference=reference, logits=merged)
+    return prediction

@@ -83,3 +83,9 @@ def public(recipe: Recipe) -> dict[str, Any]:
         elif isinstance(value, str) and os.path.isabs(value):
             place[name] = os.path.basename(value.rstrip("/"))
     return tree
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The identity as it may be published, without what people say of their own data."""
+    keys = identity(recipe)
+    return {key: value for key, value in flatten(public(recipe)) if key in keys and not key.startswith("data.custom.")}

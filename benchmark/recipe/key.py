@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-# Keys that name a machine or how often something happens: a run may resume, and be compared, across their values.
+# Keys that name a machine or how often something is logged or saved: a run may resume, and be compared, across their
+# values.
 MACHINE = {"machine": True}
 # Keys that name the encoder under comparison: results that differ in them alone have one protocol.
 ENCODER = {"encoder": True}

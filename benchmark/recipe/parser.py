@@ -120,6 +120,14 @@ class CommandParser(argparse.ArgumentParser):
         return own, load_recipe(own.recipe, overrides)
 
 
+def whole_number_above_0(text: str) -> int:
+    """The number of a command's own flag, as argparse's `type`."""
+    try:
+        return PositiveInt(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}") from None
+
+
 def _file_flags(file: Path, above: Sequence[Path] = ()) -> list[Flag]:
     """The flags of a recipe file, after those of the file that its `base` names, which is relative to it."""
     content = read_yaml(file)
@@ -207,14 +215,14 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML in which a duplicate key is an error, and 1e-4 a number (as in YAML 1.2)."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
+        seen = []  # a key may be a list, which is another error
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' is there twice", key_node.start_mark
                 )
-            seen.add(key)
+            seen.append(key)
         return super().construct_mapping(node, deep)
 
 

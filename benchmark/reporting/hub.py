@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, get_session, get_token, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -34,6 +34,8 @@ from benchmark.reporting.run_folder import CONFUSION, METRICS, RECIPE, RESULTS, 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 6  # at one push; the library itself repeats some of a push's requests, but not the commit
 TIMEOUT = 60.0  # seconds without a byte
+PICTURE = "panel.png"
+SCORES = (RESULTS, CONFUSION, PICTURE)  # of the weights beside them
 NEEDED = ("*.json", "*.safetensors", RECIPE)  # of a published run, to load and to score its model
 
 
@@ -91,9 +93,9 @@ def write_snapshot(
         run_folder: its metrics and counts are copied, and its tensorboard/ under names without the host's.
         weights: the model's, whole and unwrapped.
         recipe_yaml: the recipe without this machine's paths.
-        results: what results.json holds; None before the first evaluation.
+        results: what results.json holds; None where these weights were not evaluated.
         card: README.md.
-        picture: panel.png, to which the card points; None where there is none, and the card does not.
+        picture: PICTURE, to which the card points; None where there is none, and the card does not.
     """
     save_model(folder, config, weights)
     (folder / RECIPE).write_text(recipe_yaml)
@@ -107,7 +109,7 @@ def write_snapshot(
     if results is not None:
         (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     if picture is not None:
-        (folder / "panel.png").write_bytes(picture)
+        (folder / PICTURE).write_bytes(picture)
     (folder / "README.md").write_text(card)
 
 
@@ -141,7 +143,7 @@ class Pusher:
     """Pushes snapshots of a run to one repository, each in one commit, from a thread of its own.
 
     A push that fails is retried and then warned about; it never ends the run. While one is running the next is left
-    out, except the last one, which is waited for.
+    out, except the last one, which is waited for. A snapshot without scores takes those of older weights away.
 
     Args:
         repo_id: user/name; created where it does not exist.
@@ -216,13 +218,16 @@ class Pusher:
             return False
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+        old_scores = {name for name in SCORES if not (folder / name).exists()}
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 if not self.created:
                     self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
                     self.created = True
                 # What was uploaded by an attempt that failed later is not uploaded again: operations remember it.
-                self.api.create_commit(self.repo_id, operations, commit_message=message)
+                outdated = old_scores.intersection(self.api.list_repo_files(self.repo_id))
+                changes = [*operations, *map(CommitOperationDelete, sorted(outdated))]
+                self.api.create_commit(self.repo_id, changes, commit_message=message)
                 return True
             except Exception as error:  # whatever happens between here and the Hub, training continues
                 reason = _reason(error)

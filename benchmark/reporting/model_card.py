@@ -75,7 +75,7 @@ def model_card(
     Args:
         name: user/name on the Hub.
         recipe: as recipe.yaml holds it.
-        results: as results.json holds them; of the last evaluation while training continues; None before the first.
+        results: as results.json holds them, of these weights; None where these were not evaluated.
         step: optimizer steps made; below the recipe's, the card says that training continues.
         head: the head's title.
         picture: whether panel.png lies beside it, once there are results.

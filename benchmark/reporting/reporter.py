@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmark.evaluation.evaluator import flatten_scores
 from benchmark.evaluation.loop import Evaluation
+from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.heads import HEADS
-from benchmark.models.modeling import SegmentationModel, parameter_counts
 from benchmark.reporting.hub import Pusher, write_snapshot
 from benchmark.reporting.model_card import model_card
 from benchmark.reporting.model_folder import save_model
@@ -41,8 +41,11 @@ class Reporter:
     """Every process has one, because some of what it reports is gathered; the main process writes.
 
     Args:
+        config: the model's own, which it changes while it trains.
+        counts: the model's parameters, and how many are trained.
         progress: the run's own, read at each call.
         recipe: as it may be published, see `benchmark.recipe.identity.public`.
+        settings: keys of the recipe and their values, which trackers show, see `benchmark.recipe.identity.settings`.
         experiment: returns what `results.describe_experiment` does; called when results are built, because it counts
             the model's arithmetic, for which training need not wait.
         pusher: of the main process; None where nothing is pushed.
@@ -53,15 +56,17 @@ class Reporter:
         accelerator: Accelerator,
         folder: RunFolder,
         datasets: Mapping[str, PreparedDataset],
-        model: SegmentationModel,
+        config: SegmentationConfig,
+        counts: tuple[int, int],
         progress: Progress,
         *,
         recipe: dict[str, Any],
+        settings: Mapping[str, Any],
         experiment: Callable[[], Mapping[str, Any]],
         pusher: Pusher | None = None,
     ):
         self.accelerator, self.folder, self.datasets, self.progress = accelerator, folder, datasets, progress
-        self.config, self.counts = model.config, parameter_counts(model)
+        self.config, self.counts = config, counts
         self.recipe, self.experiment, self.pusher = recipe, experiment, pusher
         self.steps, self.global_batch_size = recipe["train"]["steps"], recipe["train"]["global_batch_size"]
         self.tracking = Tracking(
@@ -69,11 +74,7 @@ class Reporter:
             folder.path,
             start_step=progress.logged_step,
             steps=self.steps,
-            recipe={
-                key: value
-                for key, value in folder.identity.items()
-                if not key.startswith(("data.custom.", "model.checkpoint"))
-            },
+            recipe=settings,
             recipe_text=yaml.safe_dump(recipe, sort_keys=False),
             metric=f"{self._prefix(recipe['data']['val'][0])}/mean_iou",
         )

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
     else:
-        name = platform.processor() or platform.machine()
+        name = f"{_cpu_name()}, {torch.get_num_threads()} thread(s)"
         # Linux counts in KiB, macOS in bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
@@ -81,6 +82,13 @@ def describe_machine(accelerator: Accelerator) -> dict[str, Any]:
             **code_version(),
         },
     }
+
+
+def _cpu_name() -> str:
+    """The processor's model where Linux says it, else its kind."""
+    file = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 @lru_cache

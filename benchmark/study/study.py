@@ -243,6 +243,9 @@ class _Reader:
 
     def chosen(self, where: str, names: Any, encoders: dict[str, _RecipeList]) -> dict[str, _RecipeList]:
         """Some of the encoders, by name."""
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            self.faults.append(f"{where} must be a list of names of encoders, not {names!r}.")
+            return {}
         self.faults += [
             f"{where} names {n!r}, which is not among {list(encoders)}." for n in names if n not in encoders
         ]
@@ -258,7 +261,7 @@ class _Reader:
             where = f"more_seeds[{number}]"
             if not isinstance(item, Mapping) or set(item) != {"setting", "encoders", "seeds"}:
                 self.faults.append(f"{where} must be {{setting, encoders, seeds}}.")
-            elif item["setting"] not in settings:
+            elif not isinstance(item["setting"], str) or item["setting"] not in settings:
                 self.faults.append(f"{where} names the setting {item['setting']!r}, which is not there.")
             else:
                 seeds = self.seeds(f"{where}.seeds", item["seeds"])

@@ -1,21 +1,18 @@
 """`python -m benchmark throughput eval`: label maps and their counts for all metrics, beside bare forward passes."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from benchmark.evaluation.inference import window_logits
-from benchmark.evaluation.loop import EVALUATORS
-from benchmark.models.modeling import SegmentationModel
-from benchmark.models.windows import label_map, normalize, resize_to_cover, split_windows
+from benchmark.evaluation.loop import EVALUATORS, count_image
+from benchmark.models.windows import normalize, resize_to_cover, split_windows
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.results import describe_machine
 from benchmark.throughput.timing import time_in_turns
-from benchmark.training.build import model_config
+from benchmark.training.build import untrained_model
 from benchmark.training.launch import start_processes
-from data_scripts.preparation import class_names
 
 
 def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
@@ -27,10 +24,9 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """
     accelerator = start_processes(recipe)
     device = accelerator.device
-    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     torch.manual_seed(recipe.seed)
-    config = model_config(recipe, classes, None)
-    model = SegmentationModel(config).eval().to(device)
+    model = untrained_model(recipe).eval().to(device)
+    config, classes = model.config, list(model.config.id2label.values())
     if recipe.train.compile:
         model.compile_blocks()
     crop = recipe.data.crop
@@ -52,9 +48,7 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
     def evaluate() -> None:
         images = [(None, image)] * count
         for _, logits in window_logits(model, images, batch_size=len(inputs), device=device, autocast=autocast):
-            prediction = label_map(logits, size)
-            for evaluator in evaluators:
-                evaluator.add(prediction=prediction, reference=reference)
+            count_image(evaluators, logits, reference)
 
     time_in_turns({"forward": forward, "evaluate": evaluate}, 1, device)  # to warm up
     timings = time_in_turns({"forward": forward, "evaluate": evaluate}, rounds, device)

@@ -5,8 +5,8 @@ the gradients of it, at the sizes of one step on ADE20K: 16 images, 100 queries,
 image, 12,544 points. Rounds alternate between the two; the medians count.
 """
 
-import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,38 +17,19 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
 from benchmark.models.mask2former_loss import Mask2FormerPredictions, mask2former_loss
 from benchmark.throughput.timing import time_in_turns
-from data_scripts.tables import format_table
 
 BATCH_SIZE, NUM_LAYERS, NUM_QUERIES, NUM_LABELS, HIDDEN_SIZE = 16, 10, 100, 150, 256
 GRID_SIZE, CROP_SIZE, CLASSES_PER_IMAGE = (32, 32), 512, 9
 OURS, REFERENCE = "ours, all layers together", "transformers, layer by layer"
 
 
-def run() -> None:
-    """Print a table and, last, one line of JSON with `operations`, `host_copies` and `speedup`."""
+def measure(rounds: int = 5) -> dict[str, Any]:
+    """Time both losses on this machine's device.
+
+    Returns `losses`: by name, seconds and cpu_seconds (medians), operations and host_copies; operations and host_copies
+    of ours; speedup, by CPU time on a CPU, because the clock counts what else the machine does; and device.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = measure(device)
-    print(
-        f"Mask2Former loss, forward and backward, {BATCH_SIZE} images on {device} ({torch.get_num_threads()} threads)"
-    )
-    rows = [
-        (
-            name,
-            *(f"{row[key]:.3f}" for key in ("seconds", "cpu_seconds")),
-            *(f"{row[key]:,}" for key in ("operations", "host_copies")),
-        )
-        for name, row in table.items()
-    ]
-    print(format_table(rows, ("", "seconds", "CPU seconds", "operations", "host copies")))
-    ours = table[OURS]
-    # On a CPU by CPU time, because the clock counts what else the machine does.
-    clock = "cpu_seconds" if device.type == "cpu" else "seconds"
-    speedup = round(table[REFERENCE][clock] / ours[clock], 2)
-    print(json.dumps({"operations": ours["operations"], "host_copies": ours["host_copies"], "speedup": speedup}))
-
-
-def measure(device: torch.device, rounds: int = 5) -> dict[str, dict[str, float]]:
-    """Median seconds on the clock and of CPU time, operations and host copies of either loss, by its name."""
     predictions, labels = example_step(device)
     masks, classes = binary_masks(labels)
     steps = {
@@ -57,7 +38,7 @@ def measure(device: torch.device, rounds: int = 5) -> dict[str, dict[str, float]
     }
     counts = {name: count_operations(step) for name, step in steps.items()}  # and warms up
     timings = time_in_turns(steps, rounds, device)
-    return {
+    losses = {
         name: {
             "seconds": timings[name].seconds,
             "cpu_seconds": timings[name].cpu_seconds,
@@ -65,6 +46,14 @@ def measure(device: torch.device, rounds: int = 5) -> dict[str, dict[str, float]
             "host_copies": host_copies,
         }
         for name, (operations, host_copies) in counts.items()
+    }
+    clock = "cpu_seconds" if device.type == "cpu" else "seconds"
+    return {
+        "losses": losses,
+        "operations": losses[OURS]["operations"],
+        "host_copies": losses[OURS]["host_copies"],
+        "speedup": round(losses[REFERENCE][clock] / losses[OURS][clock], 2),
+        "device": f"{device} ({torch.get_num_threads()} thread(s))",
     }
 
 

@@ -6,7 +6,7 @@ the images are synthetic, the same ones in every step, so that nothing waits for
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -20,17 +20,15 @@ from torch.utils.data import default_collate
 
 from benchmark.data.loaders import copied_ahead
 from benchmark.data.transforms import THUMBNAIL_SIZE, draw_jitter
-from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Augment, Recipe
 from benchmark.reporting.results import describe_machine
 from benchmark.throughput.arithmetic import Arithmetic, count
 from benchmark.throughput.timing import matrix_product, now, peak_memory, power, time_in_turns
-from benchmark.training.build import build_step, model_config
+from benchmark.training.build import build_step, untrained_model
 from benchmark.training.launch import start_processes
 from benchmark.training.lora import add_adapters
 from benchmark.training.memory import plan_steps
 from benchmark.training.step import Step
-from data_scripts.preparation import class_names
 
 WARM_UP_STEPS = 3  # for compilation, the optimizer's state and the allocator
 SPLIT_STEPS = 3
@@ -113,9 +111,8 @@ def _count_an_image(recipe: Recipe, accelerator: Accelerator) -> Arithmetic:
 
 def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dict[str, Tensor]]]:
     """The recipe's step with random weights, and its batches: the same one again and again."""
-    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     torch.manual_seed(recipe.seed)
-    model = SegmentationModel(model_config(recipe, classes, None))
+    model = untrained_model(recipe)
     if recipe.model.lora_rank:
         add_adapters(model.encoder, recipe.model.lora_rank)
     if recipe.train.compile:
@@ -123,7 +120,7 @@ def _build(recipe: Recipe, accelerator: Accelerator) -> tuple[Step, Iterator[dic
     model.train().to(accelerator.device)
     plan = plan_steps(recipe.train.global_batch_size, recipe.train.micro_batch_size, model, accelerator)
     step = build_step(recipe, model, plan, accelerator)
-    batch = synthetic_batch(plan.micro_batch_size, recipe.data.crop, len(classes))
+    batch = synthetic_batch(plan.micro_batch_size, recipe.data.crop, model.config.num_labels)
     if accelerator.device.type == "cuda":  # as the loader does
         batch = {key: value.pin_memory() for key, value in batch.items()}
     return step, copied_ahead(itertools.repeat(batch), accelerator.device)

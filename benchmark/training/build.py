@@ -19,7 +19,7 @@ from benchmark.models.encoder_checkpoint import load_encoder_weights
 from benchmark.models.linear_head import inverse_frequencies
 from benchmark.models.meta import without_memory
 from benchmark.models.modeling import SegmentationModel, parameter_counts
-from benchmark.recipe.identity import identity, protocol, public
+from benchmark.recipe.identity import identity, protocol, public, settings
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.hub import Pusher
 from benchmark.reporting.reporter import Reporter
@@ -63,6 +63,12 @@ def model_config(
     )
 
 
+def untrained_model(recipe: Recipe) -> SegmentationModel:
+    """The model that the recipe describes, with random weights; needs no data, and class weights are all 1."""
+    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
+    return SegmentationModel(model_config(recipe, classes, None))
+
+
 def class_weights(recipe: Recipe, classes: Sequence[str], pixels: Mapping[str, int] | None) -> list[float] | None:
     """What each class weighs in the loss, None where all weigh 1; UserError where a list is not of one for each class.
 
@@ -88,9 +94,8 @@ def check_model(recipe: Recipe) -> tuple[int, int]:
     Raises:
         ModelError: the recipe asks for an encoder or a head that does not exist, or that cannot be as it says.
     """
-    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     with without_memory():
-        model = SegmentationModel(model_config(recipe, classes, None))
+        model = untrained_model(recipe)
         if recipe.model.lora_rank:
             add_adapters(model.encoder, recipe.model.lora_rank)
         return parameter_counts(model)
@@ -180,18 +185,21 @@ def build_reporter(
     accelerator: Accelerator,
     folder: RunFolder,
     datasets: Mapping[str, PreparedDataset],
-    model: SegmentationModel,
+    config: SegmentationConfig,
+    counts: tuple[int, int],
     progress: Progress,
     pusher: Pusher | None,
 ) -> Reporter:
-    """What reports the run of the recipe."""
+    """What reports the run of the recipe; `config` is the model's, and `counts` are what `check_model` returns."""
     return Reporter(
         accelerator,
         folder,
         datasets,
-        model,
+        config,
+        counts,
         progress,
         recipe=public(recipe),
+        settings=settings(recipe),
         experiment=cache(partial(describe_run, recipe)),
         pusher=pusher,
     )
@@ -211,10 +219,9 @@ def window_gflops(recipe: Recipe) -> float | None:
 
     As torch.utils.flop_counter counts them; None where it cannot.
     """
-    classes = class_names(recipe.data.train, asdict(recipe.data.custom))
     try:
         with without_memory():
-            model = SegmentationModel(model_config(recipe, classes, None)).eval().requires_grad_(False)
+            model = untrained_model(recipe).eval().requires_grad_(False)
             window = torch.zeros(1, 3, *recipe.data.crop)
             with FlopCounterMode(display=False) as counter:
                 model(window)

@@ -51,7 +51,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         check_data(recipe, accelerator, folder, finished)
         accelerator.print(f"{score_table(finished)}\n{folder} was finished before; nothing was changed.")
         return finished
-    build.check_model(recipe)
+    counts = build.check_model(recipe)
     pusher = build.build_pusher(recipe, accelerator, folder)
     with closing(folder), Preemption(accelerator, folder / PREEMPTED) as preemption:
         datasets = prepare_datasets(recipe, accelerator)
@@ -69,7 +69,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         step = build.build_step(recipe, model, plan, accelerator)
         progress = load_progress(checkpoint, step, datasets[recipe.data.train], folder)
         del checkpoint  # which holds all weights and moments
-        reporter = build.build_reporter(recipe, accelerator, folder, datasets, model, progress, pusher)
+        reporter = build.build_reporter(recipe, accelerator, folder, datasets, step.config, counts, progress, pusher)
         losses = Losses(accelerator, datasets[recipe.data.train].splits["train"], plan, recipe.seed)
         try:
             evaluations = run_steps(recipe, step, losses, progress, datasets, folder, reporter, preemption)

@@ -75,7 +75,9 @@ def _step_fits(model: SegmentationModel, size: int, accelerator: Accelerator) ->
             others = [torch.empty_like(p) for p in model.parameters() if p.requires_grad for _ in range(3)]
             pixels = torch.zeros(size, 3, height, width, device=accelerator.device)
             # As many classes in every image as a loss that works class by class can take.
-            classes = min(model.config.num_labels, len(getattr(model.head, "queries", range(model.config.num_labels))))
+            classes = model.config.num_labels
+            if hasattr(model.head, "queries"):
+                classes = min(classes, len(model.head.queries))
             labels = torch.arange(height * width, device=accelerator.device) % classes
             labels = labels.view(1, height, width).expand(size, -1, -1)
             model(pixel_values=pixels, labels=labels, positions=labels[:, 0, 0]).loss.backward()

@@ -156,7 +156,7 @@ def test_what_cannot_be_predicted_ends_in_one_sentence(model, photos, tmp_path):
         (["--model", str(model), str(tmp_path / "no.jpg"), "--output", out], "There is no image"),
         (["--model", str(model), str(photos / "text.jpg"), "--output", out], r"None of 1 file\(s\) could be read"),
         (["--model", str(model), good, "--output", str(tmp_path / "file")], "cannot be written"),
-        (["--model", str(model), good, "--output", out, "--batch_size", "0"], "must be above 0"),
+        (["--model", str(model), good, "--output", out, "--batch_size", "0"], "must be a whole number above 0, not 0"),
         (["--model", str(model), good, "--output", out, "--device", "abacus"], "--device abacus cannot be used"),
         (["--model", str(tmp_path / "empty"), good, "--output", out], "holds no model"),
     ):

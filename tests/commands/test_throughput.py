@@ -12,6 +12,8 @@ from benchmark.data.color_jitter import color_jitter
 from benchmark.data.loaders import training_loader
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
+from benchmark.evaluation.loop import EVALUATORS
+from benchmark.evaluation.mean_iou import MeanIoU
 from benchmark.recipe.parser import load_recipe
 from benchmark.throughput.arithmetic import count
 from benchmark.throughput.timing import Timing, time_in_turns
@@ -109,6 +111,21 @@ def test_evaluation_is_told_beside_its_forward_passes(tiny, capsys, head):
     assert measured["image_size"] == "128x256" and measured["classes"] == 6
     assert measured["over_forward"] == pytest.approx(measured["seconds"] / measured["forward_seconds"])
     assert measured["images_per_second"] * measured["seconds"] == pytest.approx(1)
+
+
+def test_evaluation_counts_metrics_that_need_logits(tiny, capsys, monkeypatch):
+    sizes = []
+
+    class OfLogits(MeanIoU):
+        needs_logits = True
+
+        def count(self, prediction, reference, logits=None):
+            sizes.append(logits.shape)
+            return super().count(prediction, reference)
+
+    monkeypatch.setitem(EVALUATORS, "mean_iou", OfLogits)
+    run(tiny, capsys, "eval", "--steps", "1", "--train.eval_batch_size", "2")
+    assert set(sizes) == {(6, 128, 256)}
 
 
 def test_all_measures_one_part_after_the_other(tiny, monkeypatch):

@@ -100,6 +100,22 @@ def test_the_model_is_left_in_the_mode_it_was_in(split):
     assert model.training
 
 
+def test_a_metric_that_needs_logits_gets_those_of_the_whole_image(split, monkeypatch):
+    class Highest(MeanIoU):
+        needs_logits = True
+
+        def count(self, prediction, reference, logits=None):
+            assert logits.shape == (4, *reference.shape) and torch.equal(logits.argmax(0), prediction)
+            return super().count(logits.argmax(0), reference)
+
+        def score(self, total):
+            return {"by_logits": scores(total, self.classes)["mean_iou"]}
+
+    monkeypatch.setitem(EVALUATORS, "highest", Highest)
+    found = evaluate(Thirds(), split, CLASSES, Accelerator(cpu=True), batch_size=3, num_workers=0).scores
+    assert found["by_logits"] == found["mean_iou"]
+
+
 def test_a_metric_whose_names_are_taken_or_whose_counts_are_no_integers_is_refused(split, monkeypatch):
     class Other(MeanIoU):
         def score(self, total):

@@ -145,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         self.hub.repos[repo].append((message, files))
         sha = f"{len(self.hub.repos[repo]) - 1:040x}"
         url = f"{self.hub.url}/{repo}/commit/{sha}"

@@ -49,6 +49,7 @@ def test_a_resolved_recipe_reads_back_as_itself(write):
         ("", ["--trian.step", "3"], "did you mean train.steps"),
         ("", ["--train.step", "3"], "did you mean train.steps"),
         ("train:\n  steps: 3\n  steps: 4", [], "line 3.*'steps' is there twice"),
+        ("? [1, 2]\n: 3", [], "unhashable key"),
         ("train: 3", [], "'train' .*is a section"),
         ("train: {steps: 0}", [], "train.steps in .* must be a whole number above 0, not 0"),
         ("train: {steps: 1.5}", [], "train.steps in .* must be a whole number"),

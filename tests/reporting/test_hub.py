@@ -54,6 +54,21 @@ def test_each_push_is_one_commit_and_the_last_is_waited_for(online, tmp_path):
     assert not (tmp_path / ".push").exists()
 
 
+def test_a_push_without_scores_takes_away_those_of_older_weights(online, tmp_path):
+    def write_scored(folder):
+        for name in ("config.json", "results.json", "panel.png", "confusion.npz", "metrics.jsonl"):
+            (folder / name).write_text("of step 10")
+
+    pusher = Pusher(REPO, private=True, folder=tmp_path)
+    pusher.push(10, write_scored)
+    pusher.running.result()
+    pusher.push(20, write("of step 20"))
+    pusher.running.result()
+    assert online.files(REPO) == {"config.json": b"of step 20", "metrics.jsonl": b"of step 10"}
+    assert pusher.finish(write_scored)
+    assert len(online.files(REPO)) == 5
+
+
 def test_a_push_does_not_wait_for_the_one_before_it_and_is_left_out(online, tmp_path):
     gate = threading.Event()
     pusher = Pusher(REPO, private=False, folder=tmp_path)

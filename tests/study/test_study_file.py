@@ -96,7 +96,12 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path):
     file.write_text(
         "encoder: {}\nseeds: [0, 0]\nencoders: {'a/b': [x.yaml], c: x.yaml}\n"
         "settings: {s: [{seed: 3}], t: {recipe: [3], encoders: [d], more: 1}}\n"
-        "more_seeds: [{setting: u, encoders: [c], seeds: [1]}]\n"
+        "more_seeds:\n"
+        "- {setting: u, encoders: [c], seeds: [1]}\n"
+        "- {setting: [u], encoders: [c], seeds: [1]}\n"
+        "- {setting: s, encoders: null, seeds: [1]}\n"
+        "- {setting: s, encoders: [[c]], seeds: [1]}\n"
+        "- {setting: s, encoders: vit, seeds: [1]}\n"
     )
     with pytest.raises(UserError) as error:
         load_study(file)
@@ -110,6 +115,10 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path):
         "'d'",
         "'more'",
         "'u'",
+        "more_seeds[1] names the setting ['u']",
+        "more_seeds[2] must be a list of names of encoders, not None",
+        "more_seeds[3] must be a list of names of encoders, not [['c']]",
+        "more_seeds[4] must be a list of names of encoders, not 'vit'",
     ):
         assert part in str(error.value), part
 
