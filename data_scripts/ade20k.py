@@ -1,12 +1,10 @@
 """ADE20K, the scene parsing challenge of 2016: 150 classes (Zhou et al., CVPR 2017)."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.listing import Download, Sample, base_name, keyed, pair
+from data_scripts.listing import Download, Files
 
 # objectInfo150.txt gives synonyms; these are the first of each.
 NAMES = """
@@ -37,8 +35,6 @@ ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 140
 00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
 """
 
-FOLDERS = {"train": "training", "validation": "validation"}
-
 
 class Builder(SegmentationBuilder):
     """Splits training and validation; raw labels 1..150 are classes, 0 is everything else."""
@@ -49,22 +45,14 @@ class Builder(SegmentationBuilder):
         Download("ADEChallengeData2016.zip", "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"),
     )
     counts: ClassVar = {"train": 20210, "validation": 2000}
+    pairs: ClassVar = {
+        split: [
+            (
+                Files(0, f"ADEChallengeData2016/images/{folder}/", ".jpg"),
+                Files(0, f"ADEChallengeData2016/annotations/{folder}/", ".png"),
+            )
+        ]
+        for split, folder in (("train", "training"), ("validation", "validation"))
+    }
     rule = LabelRule({0: IGNORE, **{raw: raw - 1 for raw in range(1, 151)}})
     drops_one_value = True
-
-    @classmethod
-    def list_samples(
-        cls, archives: Sequence[Archive], allow_partial: bool
-    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        (archive,) = archives
-        samples, left_out = {}, {}
-        for split, folder in FOLDERS.items():
-            images = members_under(archive, f"ADEChallengeData2016/images/{folder}/", ".jpg")
-            annotations = members_under(archive, f"ADEChallengeData2016/annotations/{folder}/", ".png")
-            samples[split], left_out[split] = pair(keyed(images, stem), keyed(annotations, stem), allow_partial)
-        return samples, left_out
-
-
-def stem(name: str) -> str:
-    """The file's name without folders and ending."""
-    return base_name(name).rpartition(".")[0]

@@ -8,7 +8,6 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from data_scripts.errors import DatasetError, printable
@@ -131,10 +130,3 @@ class Archive(ABC):
     def check_count(self, count: int) -> None:
         if count > MAX_ENTRIES:
             raise DatasetError(f"{self.path} has more than {MAX_ENTRIES:,} files: split it into several archives.")
-
-
-def members_under(archive: Archive, folder: str, suffix: str | tuple[str, ...]) -> Iterable[Member]:
-    """The members below `folder` whose names end in `suffix`."""
-    for name in archive.entries:
-        if name.startswith(folder) and name.endswith(suffix):
-            yield Member(archive.path, name)

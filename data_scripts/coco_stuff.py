@@ -1,13 +1,10 @@
 """COCO-Stuff 164k: COCO's photos with 80 things and 91 kinds of stuff (Caesar, Uijlings and Ferrari, CVPR 2018)."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from data_scripts.ade20k import stem
-from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule, default_colors
-from data_scripts.listing import Download, Sample, keyed, pair
+from data_scripts.listing import Download, Files
 
 # labels.txt of github.com/nightrome/cocostuff: ids from 1 on.
 LABELS = """
@@ -57,16 +54,8 @@ class Builder(SegmentationBuilder):
         Download("stuffthingmaps_trainval2017.zip", PAGE),
     )
     counts: ClassVar = {"train": 118287, "validation": 5000}
+    pairs: ClassVar = {
+        "train": [(Files(0, "train2017/", ".jpg"), Files(2, "train2017/", ".png"))],
+        "validation": [(Files(1, "val2017/", ".jpg"), Files(2, "val2017/", ".png"))],
+    }
     rule = LabelRule({STORED[name]: train_id for train_id, name in enumerate(NAMES)} | {255: IGNORE})
-
-    @classmethod
-    def list_samples(
-        cls, archives: Sequence[Archive], allow_partial: bool
-    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        *photos, labels = archives
-        samples, left_out = {}, {}
-        for split, folder, archive in zip(cls.counts, ("train2017/", "val2017/"), photos, strict=True):
-            images = keyed(members_under(archive, folder, ".jpg"), stem)
-            annotations = keyed(members_under(labels, folder, ".png"), stem)
-            samples[split], left_out[split] = pair(images, annotations, allow_partial)
-        return samples, left_out

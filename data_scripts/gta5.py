@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_scripts.archive import Archive, members_under
+from data_scripts.archive import Archive
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.cityscapes import COLORS, LABEL_IDS, NAMES
-from data_scripts.listing import Download, Sample, Source, base_name, keyed, pair
+from data_scripts.listing import Download, Files, Sample, Source, pair_files
 
 PAGE = "https://download.visinf.tu-darmstadt.de/data/from_games/"
 PARTS = tuple(
@@ -44,13 +44,11 @@ class Builder(SegmentationBuilder):
     def list_samples(
         cls, archives: Sequence[Archive], allow_partial: bool
     ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        samples, left_out = [], 0
-        for photos, labels in zip(archives[::2], archives[1::2], strict=True):
-            images = keyed(members_under(photos, "images/", ".png"), base_name)
-            annotations = keyed(members_under(labels, "labels/", ".png"), base_name)
-            paired, unpaired = pair(images, annotations, allow_partial)
-            samples += paired
-            left_out += unpaired
+        pairs = [
+            (Files(photos, "images/", ".png"), Files(photos + 1, "labels/", ".png"))
+            for photos in range(0, len(archives), 2)
+        ]
+        samples, left_out = pair_files(archives, pairs, allow_partial)
         opened = {Path(archive.path).name for archive in archives}
         missing = [download.file for download in cls.downloads if download.file not in opened]
         return {"train": samples}, {"train": left_out, "archives": missing}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,19 @@ class Sample(NamedTuple):
 
     image: Member
     annotation: Member
+
+
+class Files(NamedTuple):
+    """Files of one archive: those below `folder` whose names end in `ending`.
+
+    Attributes:
+        archive: its number among the builder's `downloads`.
+        folder: with a / at its end; an image and its label map have one name between folder and ending.
+    """
+
+    archive: int
+    folder: str
+    ending: str
 
 
 @dataclass(frozen=True)
@@ -84,19 +97,22 @@ def archive_record(archive: Archive) -> dict[str, Any]:
     return {"name": name, "size": len(archive.entries), "index": digest}  # with the files' times
 
 
-def keyed(members: Iterable[Member], key: Callable[[str], str]) -> dict[str, Member]:
-    """Members by `key` of their names; DatasetError where two share one."""
-    by_key: dict[str, Member] = {}
-    for member in members:
-        other = by_key.setdefault(key(member.name), member)
-        if other is not member:
-            raise DatasetError(f"{member} and {other.name} would be one sample: rename or remove one of them.")
-    return by_key
+def pair_files(
+    archives: Sequence[Archive], pairs: Sequence[tuple[Files, Files]], allow_partial: bool
+) -> tuple[list[Sample], int]:
+    """What `pair` returns of images and label maps, one place of both after the other."""
+    samples, left_out = [], 0
+    for places in pairs:
+        images, annotations = (_members(archives[files.archive], files) for files in places)
+        paired, unpaired = pair(images, annotations, allow_partial)
+        samples += paired
+        left_out += unpaired
+    return samples, left_out
 
 
-def base_name(name: str) -> str:
-    """The file's name, without its folders."""
-    return name.rpartition("/")[2]
+def _members(archive: Archive, files: Files) -> dict[str, Member]:
+    names = [name for name in archive.entries if name.startswith(files.folder) and name.endswith(files.ending)]
+    return {name[len(files.folder) : -len(files.ending)]: Member(archive.path, name) for name in names}
 
 
 def pair(

@@ -1,12 +1,10 @@
 """LoveDA: 1024x1024 aerial images of towns and countryside at 0.3 m, 7 classes (Wang et al., NeurIPS 2021 Datasets)."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from data_scripts.archive import Archive, members_under
 from data_scripts.builder import SegmentationBuilder
 from data_scripts.labels import IGNORE, LabelRule
-from data_scripts.listing import Download, Sample, base_name, keyed, pair
+from data_scripts.listing import Download, Files
 
 PAGE = "https://zenodo.org/records/5706578"
 # In the order of train ids (COLOR_MAP in Semantic_Segmentation/data/loveda.py of github.com/Junjue-Wang/LoveDA).
@@ -19,6 +17,7 @@ CLASSES = {
     "forest": (0, 255, 0),
     "agricultural": (255, 195, 128),
 }
+FOLDERS = {"train": ("Train/Rural", "Train/Urban"), "validation": ("Val/Rural", "Val/Urban")}
 
 
 class Builder(SegmentationBuilder):
@@ -28,20 +27,11 @@ class Builder(SegmentationBuilder):
     colors = tuple(CLASSES.values())
     downloads = (Download("Train.zip", PAGE), Download("Val.zip", PAGE))
     counts: ClassVar = {"train": 2522, "validation": 1669}
+    pairs: ClassVar = {
+        split: [
+            (Files(archive, f"{folder}/images_png/", ".png"), Files(archive, f"{folder}/masks_png/", ".png"))
+            for folder in folders
+        ]
+        for archive, (split, folders) in enumerate(FOLDERS.items())
+    }
     rule = LabelRule({0: IGNORE} | {train_id + 1: train_id for train_id in range(len(CLASSES))})
-
-    @classmethod
-    def list_samples(
-        cls, archives: Sequence[Archive], allow_partial: bool
-    ) -> tuple[dict[str, list[Sample]], dict[str, Any]]:
-        samples: dict[str, list[Sample]] = {}
-        left_out: dict[str, Any] = {}
-        for split, archive, folder in zip(cls.counts, archives, ("Train", "Val"), strict=True):
-            samples[split], left_out[split] = [], 0
-            for area in ("Rural", "Urban"):
-                images = members_under(archive, f"{folder}/{area}/images_png/", ".png")
-                annotations = members_under(archive, f"{folder}/{area}/masks_png/", ".png")
-                paired, unpaired = pair(keyed(images, base_name), keyed(annotations, base_name), allow_partial)
-                samples[split] += paired
-                left_out[split] += unpaired
-        return samples, left_out
