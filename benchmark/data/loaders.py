@@ -80,25 +80,6 @@ class EvaluationSamples(Dataset):
         return {"index": index, "pixel_values": image, "labels": labels}
 
 
-@dataclass(frozen=True)
-class Loader:
-    """A DataLoader that raises, in this process, the error that a sample is.
-
-    A worker returns an error as it returns a sample: one that it raises would arrive as the text of a traceback.
-    """
-
-    loader: DataLoader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
-            if isinstance(batch, SampleError):
-                raise batch
-            yield batch
-
-
 def training_loader(
     split: datasets.Dataset,
     *,
@@ -110,7 +91,7 @@ def training_loader(
     seed: int,
     num_workers: int,
     augment: Augment = Augment(),
-) -> Loader:
+) -> Iterator[dict[str, Tensor]]:
     """The micro batches of process `rank` for the steps [start_step, steps), accumulation after accumulation.
 
     Each is the stack of `plan.micro_batch_size` samples of `benchmark.data.transforms.training_sample`. Iterating
@@ -118,17 +99,17 @@ def training_loader(
     """
     batches = MicroBatches(plan, rank, start_step, steps)
     samples = TrainingSamples(split, crop_size, seed, augment)
-    return _loader(samples, num_workers, batch_sampler=batches, collate_fn=_collate)
+    return _load(samples, num_workers, batch_sampler=batches, collate_fn=_collate)
 
 
 def evaluation_loader(
     split: datasets.Dataset, *, crop_size: tuple[int, int], rank: int, world_size: int, num_workers: int
-) -> Loader:
+) -> Iterator[dict[str, Any]]:
     """The images of process `rank`, one an item: index, an int; pixel_values uint8 (3, h', w'); labels uint8 (H, W).
 
     Over all ranks each image comes once. Iterating raises SampleError, naming the row, where one cannot be decoded.
     """
-    return _loader(EvaluationSamples(split, crop_size, rank, world_size), num_workers, batch_size=None)
+    return _load(EvaluationSamples(split, crop_size, rank, world_size), num_workers, batch_size=None)
 
 
 def copied_ahead(batches: Iterable[dict[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -150,18 +131,20 @@ def copied_ahead(batches: Iterable[dict[str, Tensor]], device: torch.device) -> 
             yield ready
 
 
-def _loader(samples: Dataset, num_workers: int, **batching) -> Loader:
-    return Loader(
-        DataLoader(
-            samples,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=outlive_signals,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # of the workers' seeds: not from the state that the model draws from
-            **batching,
-        )
+def _load(samples: Dataset, num_workers: int, **batching) -> Iterator[dict[str, Any]]:
+    loader = DataLoader(
+        samples,
+        num_workers=num_workers,
+        worker_init_fn=outlive_signals,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # of the workers' seeds: not from the state that the model draws from
+        **batching,
     )
+    for batch in loader:
+        # A worker returns an error as it returns a sample: one that it raises would arrive as a traceback's text.
+        if isinstance(batch, SampleError):
+            raise batch
+        yield batch
 
 
 def _collate(samples: list[dict | SampleError]) -> dict | SampleError:

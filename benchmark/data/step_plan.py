@@ -88,9 +88,6 @@ class MicroBatches:
         for step in range(self.start_step, self.steps):
             yield from self.plan.micro_batches(step, self.rank)
 
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start_step) * self.plan.accumulation
-
 
 def sample_index(position: int, num_samples: int, seed: int) -> int:
     """Which of `num_samples` rows is at `position` of the training stream."""

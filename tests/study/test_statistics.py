@@ -273,11 +273,7 @@ def test_tau_and_p_without_ties_are_scipys(count):
     a, b = np.random.default_rng(count).random((2, count))
     expected = kendalltau(a, b, method="exact")
     found = rank_correlation(models(a, 0.01), models(b, 0.01))
-    assert (found.tau, found.p_value, found.models) == (
-        pytest.approx(expected.statistic),
-        pytest.approx(expected.pvalue),
-        count,
-    )
+    assert (found.tau, found.p_value) == (pytest.approx(expected.statistic), pytest.approx(expected.pvalue))
 
 
 def test_p_with_ties_is_the_share_of_permutations():
@@ -288,9 +284,9 @@ def test_p_with_ties_is_the_share_of_permutations():
 
 
 def test_p_with_ties_of_many_models_is_near_the_exact_one():
-    a, b = np.array([1, 2, 3, 4, 5, 6, 7, 8.0]), np.array([1, 1, 2, 4, 3, 5, 5, 4.0])
-    orders = b[np.array(list(permutations(range(8))))]
-    first, second = np.triu_indices(8, 1)
+    a, b = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9.0]), np.array([1, 1, 2, 4, 3, 5, 5, 4, 6.0])
+    orders = b[np.array(list(permutations(range(9))), dtype=np.int8)]
+    first, second = np.triu_indices(9, 1)
     sums = np.sign(orders[:, second] - orders[:, first]).sum(axis=1)  # a is in order
     observed = np.sign(b[second] - b[first]).sum()
     found = permutation_p_value(a, b)
@@ -304,7 +300,7 @@ def test_tau_looks_at_shared_models_only():
     a, b = models([0.1, 0.2, 0.3, 0.4], 0.001), models([0.3, 0.2, 0.9, 0.1], 0.001)
     b = Scores(("model 3", "model 1", "other", "model 0"), b.scores, b.draws)
     found = rank_correlation(a, b)
-    assert found.models == 3 and found.tau == pytest.approx(1)  # 0.1, 0.2, 0.4 and 0.1, 0.2, 0.3
+    assert found.tau == pytest.approx(1)  # 0.1, 0.2, 0.4 and 0.1, 0.2, 0.3
     assert rank_correlation(a, b.of(["model 3", "other", "model 0"])) is None
     assert rank_correlation(a, models([0.5] * 4, 0.001)) is None  # no order, no tau
 
