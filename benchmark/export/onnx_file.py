@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmark.errors import UserError
 from benchmark.export.onnx_model import OnnxModel, require_onnx
-from benchmark.models.mask2former_head import semantic_logits
+from benchmark.models.mask_head import semantic_logits
 from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import normalize
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from .encoder import Encoder
 from .errors import ModelError
-from .mask2former_head import Mask2FormerHead
 from .mask2former_loss import Mask2FormerPredictions
 from .mask2former_points import draw_points
+from .mask_head import MaskHead
 
 ANNEALING_POWER = 0.9  # as the authors' code has it; the paper names the schedule "polynomial" (section 3.3)
 
 
-class EomtHead(Mask2FormerHead):
+class EomtHead(MaskHead):
     """Class logits and masks of `num_queries` queries that go through the last `num_blocks` blocks of the encoder.
 
     While it trains, a query attends in each of these blocks only to tokens inside the mask that it has before the
@@ -33,11 +33,11 @@ class EomtHead(Mask2FormerHead):
         num_upscale_blocks: each doubles the resolution of the masks; 2 from patches of 16x16 gives a quarter of the
             image's.
         mask_shares: of each of the last blocks, the share of queries that are still masked, in 0..1; none by default.
-        loss_options: num_points and the weights and ratios of `mask2former_loss`.
+        loss_options: as of `MaskHead`.
     """
 
     title = "EoMT"
-    capturable = False  # its masks change from step to step
+    takes_encoder = True
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class EomtHead(Mask2FormerHead):
         mask_shares: Sequence[float] | None = None,
         **loss_options: float,
     ):
-        super(Mask2FormerHead, self).__init__()  # which has other layers
-        self.grid_size, self.num_blocks, self.loss_options = grid_size, num_blocks, loss_options
+        super().__init__(**loss_options)
+        self.grid_size, self.num_blocks = grid_size, num_blocks
         self.mask_shares = list(mask_shares or [0.0] * num_blocks)
         self.queries = nn.Parameter(torch.randn(num_queries, embed_dim))
         self.class_layer = nn.Linear(embed_dim, num_labels + 1)
@@ -85,16 +85,17 @@ class EomtHead(Mask2FormerHead):
             if hasattr(block.attn, "num_prefix_tokens"):  # in front of the tokens that rotary embeddings turn
                 block.attn.num_prefix_tokens += len(self.queries)
 
-    def anneal(self, progress: float) -> None:
-        """Set `mask_shares` for a training of which a share `progress` in 0..1 is over.
+    def anneal(self, progress: float) -> dict[str, list[float]]:
+        """Set, and return, `mask_shares` for a training of which a share `progress` in 0..1 is over.
 
         Training has num_blocks + 2 phases of one length: in the first all queries are masked in all blocks, then one
         block after the other loses its masks, by (1 - share of its phase) ** 0.9, and in the last there are none.
         """
         phases = [progress * (self.num_blocks + 2) - number for number in range(1, self.num_blocks + 1)]
         self.mask_shares = [min(1.0, max(0.0, 1 - over)) ** ANNEALING_POWER for over in phases]
+        return {"mask_shares": self.mask_shares}
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, encoder: Encoder, pixel_values: Tensor, positions: Tensor | None = None, seed: int = 0
     ) -> Mask2FormerPredictions:
         """Predictions for images (B, 3, H, W).
@@ -120,7 +121,7 @@ class EomtHead(Mask2FormerHead):
         predictions.append(self._predict(encoder.final_norm(tokens)))
         return Mask2FormerPredictions(*(torch.stack(layers) for layers in zip(*predictions, strict=True)))
 
-    def _predict(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def _predict(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits (B, Q, C + 1), mask embeddings (B, Q, D) and features (B, D, h, w) of normalised tokens."""
         queries, image = tokens[:, : len(self.queries)], tokens[:, -self.grid_size[0] * self.grid_size[1] :]
         features = self.upscale(image.transpose(1, 2).unflatten(2, self.grid_size))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from .head import Head
 from .upsampling import bands, bilinear_mix, upsample
 from .windows import IGNORE_INDEX
 
@@ -22,15 +23,14 @@ from .windows import IGNORE_INDEX
 CPU_ELEMENTS, GPU_ELEMENTS = 2**19, 2**26
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """Class logits (B, C, grid height, grid width) from tokens (B, N, D)."""
 
     title = "linear"
     main_output = "logits"
     class_layer_name = "classifier"
-    class_weights: Sequence[float] | None = None
     capturable = True
-    compiled = False  # whether a GPU takes the compiled loss
+    weighs_classes = True
 
     def __init__(self, embed_dim: int, num_labels: int, grid_size: tuple[int, int]):
         super().__init__()

@@ -5,37 +5,25 @@ single-scale form of Kerssies et al. (arXiv 2404.12172).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
 
-from .mask2former_loss import Mask2FormerPredictions, mask2former_loss
-from .upsampling import upsample
-
-
-@dataclass
-class Mask2FormerOutput(Mask2FormerForUniversalSegmentationOutput):
-    """transformers' output, with the parts of the loss."""
-
-    loss_parts: dict[str, Tensor] | None = None
+from .mask2former_loss import Mask2FormerPredictions
+from .mask_head import MaskHead
 
 
-class Mask2FormerHead(nn.Module):
+class Mask2FormerHead(MaskHead):
     """Turn a grid of tokens into class logits and masks of `num_queries` queries, once a layer.
 
     `blocks` is the list to compile block by block. The forward pass has no host synchronisation and no graph break.
 
     Args:
-        loss_options: num_points and the weights and ratios of `mask2former_loss`.
+        loss_options: as of `MaskHead`.
     """
 
     title = "Mask2Former"
-    main_output = "class_queries_logits"
-    class_layer_name = "class_layer"
     capturable = True
 
     def __init__(
@@ -51,8 +39,8 @@ class Mask2FormerHead(nn.Module):
         ffn_size: int = 2048,
         **loss_options: float,
     ):
-        super().__init__()
-        self.grid_size, self.loss_options = grid_size, loss_options
+        super().__init__(**loss_options)
+        self.grid_size = grid_size
         self.projection = nn.Linear(embed_dim, hidden_size)
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_size))
         self.query_positions = nn.Parameter(torch.randn(num_queries, hidden_size))
@@ -86,36 +74,6 @@ class Mask2FormerHead(nn.Module):
     def _predict(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.norm(queries)
         return self.class_layer(queries), self.mask_mlp(queries)
-
-    def loss(
-        self, predictions: Mask2FormerPredictions, labels: Tensor, positions: Tensor | None, seed: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each image (B,) and its parts "class", "mask" and "dice"; see `mask2former_loss`."""
-        return mask2former_loss(predictions, labels, positions, seed=seed, **self.loss_options)
-
-    def outputs(
-        self, predictions: Mask2FormerPredictions, loss: Tensor | None, parts: dict[str, Tensor], auxiliary: bool
-    ) -> Mask2FormerOutput:
-        """The last layer's logits and, where `auxiliary` asks for them, those of the layers before it."""
-        layers = enumerate(predictions.class_logits[:-1]) if auxiliary else ()
-        others = [
-            {"class_queries_logits": class_logits, "masks_queries_logits": predictions.mask_logits(layer)}
-            for layer, class_logits in layers
-        ]
-        return Mask2FormerOutput(
-            loss=loss,
-            class_queries_logits=predictions.class_logits[-1],
-            masks_queries_logits=predictions.mask_logits(),
-            auxiliary_logits=others or None,
-            loss_parts=parts or None,
-        )
-
-    @staticmethod
-    def semantic_logits(outputs, size: Sequence[int], rows: slice | None = None) -> Tensor:
-        """Class logits (B, C, *size), fp32; with `rows` only those rows, without gradient."""
-        # Image by image, because all queries' masks of an image take memory.
-        images = zip(outputs["class_queries_logits"].split(1), outputs["masks_queries_logits"].split(1), strict=True)
-        return torch.cat([semantic_logits(classes, masks, tuple(size), rows) for classes, masks in images])
 
 
 class Mask2FormerBlock(nn.Module):
@@ -201,22 +159,3 @@ def sine_positions(grid_size: tuple[int, int], hidden_size: int, device: torch.d
     rows = encode(height)[:, None].expand(-1, width, -1)
     columns = encode(width)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
-
-
-def semantic_logits(
-    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], rows: slice | None = None
-) -> Tensor:
-    """Fold queries into logits per class: sum over queries of mask probability x class probability, in fp32.
-
-    Args:
-        class_logits: (B, Q, num_labels + 1); the last class, "no object", is dropped after the softmax.
-        mask_logits: (B, Q, h, w); upsampled bilinearly to `size` before the sigmoid.
-        size: (height, width).
-        rows: the rows of the result to make, without gradient; None: all of them.
-
-    Returns: (B, num_labels, *size), fp32, in [0, Q].
-    """
-    with torch.autocast(class_logits.device.type, enabled=False):
-        classes = class_logits.float().softmax(-1)[..., :-1]
-        masks = upsample(mask_logits, size, rows).sigmoid()
-        return torch.einsum("bqhw,bqc->bhwc", masks, classes).permute(0, 3, 1, 2)

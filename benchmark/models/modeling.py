@@ -37,11 +37,10 @@ class SegmentationModel(PreTrainedModel):
             self.encoder.embed_dim, config.num_labels, self.encoder.grid_size, **config.head_options
         )
         if config.class_weights is not None:
-            if not hasattr(self.head, "class_weights"):
+            if not self.head.weighs_classes:
                 raise ModelError(f"The {config.head} head's loss has no class weights: set loss.class_weights to null.")
             self.head.class_weights = config.class_weights
-        if hasattr(self.head, "attach"):
-            self.head.attach(self.encoder)
+        self.head.attach(self.encoder)
         if config.freeze_encoder:
             self.encoder.freeze()
         self.post_init()
@@ -83,7 +82,7 @@ class SegmentationModel(PreTrainedModel):
 
     def predict(self, pixel_values: Tensor, positions: Tensor | None = None) -> Any:
         """What the head makes of (B, 3, H, W) normalised floats: what its loss and its outputs take."""
-        if hasattr(self.head, "attach"):
+        if self.head.takes_encoder:
             return self.head(self.encoder, pixel_values, positions, self.config.seed)
         return self.head(self.encoder(pixel_values))
 
@@ -92,9 +91,7 @@ class SegmentationModel(PreTrainedModel):
 
         The configuration notes it, so that a model that is saved then is as it is now.
         """
-        if hasattr(self.head, "anneal"):
-            self.head.anneal(progress)
-            self.config.head_options = {**self.config.head_options, "mask_shares": self.head.mask_shares}
+        self.config.head_options = {**self.config.head_options, **self.head.anneal(progress)}
 
     @property
     def blocks(self) -> list[nn.Module]:

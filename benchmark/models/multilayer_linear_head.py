@@ -19,6 +19,7 @@ class MultilayerHead(LinearHead):
     """
 
     title = "multi-layer linear"
+    takes_encoder = True
 
     def __init__(self, embed_dim: int, num_labels: int, grid_size: tuple[int, int]):
         super().__init__(LAYERS * embed_dim, num_labels, grid_size)

@@ -172,7 +172,7 @@ def captures_passes(recipe: Recipe, model: SegmentationModel, accelerator: Accel
     reasons = {
         "needs a CUDA GPU": accelerator.device.type == "cuda",
         "needs a single process": accelerator.num_processes == 1,
-        f"does not work with the {recipe.model.head} head": getattr(model.head, "capturable", False),
+        f"does not work with the {recipe.model.head} head": model.head.capturable,
     }
     failed = [reason for reason, holds in reasons.items() if not holds]
     if recipe.train.cuda_graph is True and failed:

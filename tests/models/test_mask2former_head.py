@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
 
-from benchmark.models.mask2former_head import Mask2FormerHead, attended_tokens, semantic_logits, sine_positions
+from benchmark.models.mask2former_head import Mask2FormerHead, attended_tokens, sine_positions
+from benchmark.models.mask_head import semantic_logits
 
 GRID = (4, 6)
 

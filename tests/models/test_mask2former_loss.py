@@ -11,10 +11,11 @@ from transformers.models.mask2former import modeling_mask2former as reference
 
 from benchmark.models import mask2former_loss as module
 from benchmark.models.errors import ModelError
-from benchmark.models.mask2former_head import Mask2FormerHead, semantic_logits
+from benchmark.models.mask2former_head import Mask2FormerHead
 from benchmark.models.mask2former_loss import Mask2FormerPredictions, draw_points, sample_labels, softplus_sum
 from benchmark.models.mask2former_loss import mask2former_loss as loss_and_parts
 from benchmark.models.mask2former_points import _sample_by_gathering, sample
+from benchmark.models.mask_head import semantic_logits
 from benchmark.throughput.loss import count_operations
 
 NUM_LABELS, NUM_QUERIES, NUM_LAYERS, NUM_POINTS, SEED = 6, 8, 3, 400, 5

@@ -30,8 +30,9 @@ def test_it_holds_the_code_of_its_own_head_and_of_no_other(tmp_path, head):
     config = SegmentationConfig(encoder="test_vit", crop_size=(32, 32), head=head)
     save_model(tmp_path, config, SegmentationModel(config).state_dict())
     shared = {"configuration", "encoder", "errors", "heads", "image_processing", "modeling", "pipeline"}
-    shared |= {"meta", "sizes", "upsampling", "windows"}
+    shared |= {"head", "meta", "sizes", "upsampling", "windows"}
     own = {"linear": {"linear_head"}, "mask2former": {f"mask2former_{part}" for part in ("head", "loss", "points")}}
+    own["mask2former"].add("mask_head")
     assert {file.stem for file in tmp_path.glob("*.py")} == shared | own[head]
     assert (tmp_path / "heads.py").read_text().count("import") == 1  # whether it loads, test_remote_code.py shows
 
