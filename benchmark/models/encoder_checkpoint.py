@@ -1,6 +1,9 @@
 """Pretrained weights into an `Encoder`, from timm's hub or a local file, resampled to its crop and patch size."""
 
+import copy
 import importlib
+import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
-from .encoder import Encoder, hub_error, hub_repository
+from .encoder import Encoder, encoder_defaults, hub_error, hub_repository
 from .errors import ModelError
 
 FIRST_BLOCK = "blocks.0.norm1.weight"  # every transformer in timm's layout has it
@@ -53,18 +56,27 @@ def load_encoder_weights(encoder: Encoder, *, pretrained: bool = True, checkpoin
             that lack something or are of another width, depth or architecture.
     """
     if checkpoint is not None:
-        source, weights = str(checkpoint), _read(Path(checkpoint))
+        source, weights, img_size = str(checkpoint), _read(Path(checkpoint)), _crop_beside(Path(checkpoint))
     elif pretrained:
-        source, weights = download_weights(encoder.name)
+        (source, weights), img_size = download_weights(encoder.name), None
     else:
         return LoadReport("random", [])
-    return fill_encoder(encoder, weights, source)
+    return fill_encoder(encoder, weights, source, img_size)
 
 
-def fill_encoder(encoder: Encoder, weights: Mapping[str, object], source: str) -> LoadReport:
-    """Fill the encoder with `weights` as `load_encoder_weights` does; `source` is what an error calls them."""
+def fill_encoder(
+    encoder: Encoder, weights: Mapping[str, object], source: str, img_size: tuple[int, int] | None = None
+) -> LoadReport:
+    """Fill the encoder with `weights` as `load_encoder_weights` does.
+
+    Args:
+        source: what an error calls the weights.
+        img_size: (height, width) of the crop that they were trained at; None: the pretraining's, or that of a square.
+    """
     weights, others = _without_prefix(weights)
-    weights = _convert(weights, encoder)
+    if img_size is None:
+        _check_positions(weights, encoder, source)
+    weights = _convert(weights, encoder, img_size)
     leftover = _check_fit(weights, encoder, source)
     encoder.backbone.load_state_dict(weights, strict=False)
     return LoadReport(source, leftover + others)
@@ -105,6 +117,15 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _crop_beside(path: Path) -> tuple[int, int] | None:
+    """The crop of a model of this project whose config.json lies beside its weights; None where there is none."""
+    try:
+        height, width = json.loads((path.parent / "config.json").read_text())["crop_size"]
+        return int(height), int(width)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def download_weights(name: str) -> tuple[str, dict[str, Tensor]]:
     """timm's weights of a name and where they are from, by way of the cache; ModelError where there are none."""
     if repository := hub_repository(name):
@@ -132,11 +153,36 @@ def download_weights(name: str) -> tuple[str, dict[str, Tensor]]:
         ) from error
 
 
-def _convert(weights: dict[str, object], encoder: Encoder) -> dict[str, Tensor]:
+def _check_positions(weights: Mapping[str, object], encoder: Encoder, source: str) -> None:
+    """Raise ModelError where positions may be those of a square or of this crop, which has as many tokens."""
+    table, ours = weights.get("pos_embed"), getattr(encoder.backbone, "pos_embed", None)
+    if not isinstance(table, Tensor) or ours is None or table.shape != ours.shape:
+        return
+    (height, width), side = encoder.grid_size, math.isqrt(math.prod(encoder.grid_size))
+    native = encoder_defaults(encoder.name)
+    is_native = math.prod(native.img_size) == height * width * native.patch_size**2  # timm then takes it for that
+    if height != width and side**2 == height * width and not is_native:
+        raise ModelError(
+            f"{source} has positions of {height * width:,} tokens, which may be {side}x{side} or {height}x{width}: "
+            "name its run with model.init_from, or put its config.json beside the file."
+        )
+
+
+def _convert(
+    weights: dict[str, object], encoder: Encoder, img_size: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
     """The weights in timm's layout, at the encoder's crop and patch size, in fp32."""
     weights = {key: value.float() if _is_floating(value) else value for key, value in weights.items()}
+    kernel = weights.get("patch_embed.proj.weight")
+    embed = encoder.backbone.patch_embed
+    same_grid = img_size == embed.img_size and isinstance(kernel, Tensor) and kernel.shape[2:] == embed.patch_size
+    if same_grid:  # not through timm's filters, some of which take every grid for a square
+        return {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    backbone = copy.copy(encoder.backbone)
+    if img_size:
+        backbone.pretrained_model_args = {"img_size": tuple(img_size)}  # where timm looks for the grid of positions
     try:
-        converted = _timm_filter(encoder)(dict(weights), encoder.backbone)
+        converted = _timm_filter(encoder)(dict(weights), backbone)
         converted = {key: value for key, value in converted.items() if isinstance(value, Tensor)}
         if encoder.architecture.startswith("beit3"):
             converted = {_beit3_final_norm(key): value for key, value in converted.items()}
@@ -196,6 +242,11 @@ def _check_fit(weights: dict[str, Tensor], encoder: Encoder, source: str) -> lis
     strange = [key for key in leftover if key.startswith("blocks.")]
     if not (missing or wrong or strange):
         return leftover
+    if wrong == ["pos_embed"] and not missing and not strange:
+        raise ModelError(
+            f"{source} has {weights['pos_embed'].shape[1]} positions, which are neither {encoder.name}'s own nor those "
+            "of a square: name the run with model.init_from, or put its config.json beside the file."
+        )
     details = [_listed(missing, "it lacks {}"), _listed(strange, "the encoder has no {}")]
     if wrong:
         key = wrong[0]

@@ -46,7 +46,8 @@ def start_from(model: SegmentationModel, name: str) -> list[str]:
             f"model.init_from {name} has the encoder {trained.config.encoder}, and model.encoder is "
             f"{model.config.encoder}: set model.encoder to the former, because results are compared by it."
         )
-    report = fill_encoder(model.encoder, trained.encoder.backbone.state_dict(), name)
+    weights, crop_size = trained.encoder.backbone.state_dict(), tuple(trained.config.crop_size)
+    report = fill_encoder(model.encoder, weights, name, crop_size)
     return [str(report), _take_head(model, trained, name)]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmark.models import encoder_checkpoint
 from benchmark.models.encoder import Encoder
-from benchmark.models.encoder_checkpoint import load_encoder_weights
+from benchmark.models.encoder_checkpoint import fill_encoder, load_encoder_weights
 from benchmark.models.errors import ModelError
 
 SHRUNK = {"depth": 2, "embed_dim": 64, "num_heads": 4}
@@ -257,3 +257,62 @@ def test_of_a_teacher_and_a_student_the_teachers_weights_are_taken(names, tmp_pa
     torch.save(file, tmp_path / "dino.pth")
     load_encoder_weights(encoder, checkpoint=str(tmp_path / "dino.pth"))
     assert (encoder.backbone.blocks[0].attn.qkv.weight == 2).all()
+
+
+# Positions
+
+
+def with_coordinates(crop, name=VIT, **options) -> Encoder:
+    """An encoder whose positions say, in two channels, at which share of the height and of the width they lie."""
+    encoder = Encoder(name, crop, 16, **(SHRUNK | options))
+    rows, columns = ((torch.arange(n) + 0.5) / n for n in encoder.grid_size)
+    table = encoder.backbone.pos_embed.data.zero_()
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    table[0, -len(grid) :, :2] = grid
+    return encoder
+
+
+@pytest.mark.parametrize("name", [VIT, "eva02_base_patch16_clip_224.merged2b"])
+@pytest.mark.parametrize(
+    ("trained", "wanted"),
+    [
+        ((112, 448), (112, 448)),  # as many tokens as in pretraining
+        ((112, 448), (224, 224)),
+        ((256, 512), (512, 256)),
+        ((256, 256), (128, 512)),
+        ((256, 512), (256, 256)),
+    ],
+)
+def test_positions_of_a_trained_crop_are_where_they_were(trained, wanted, name):
+    encoder, expected = Encoder(name, wanted, 16, **SHRUNK), with_coordinates(wanted, name)
+    fill_encoder(encoder, with_coordinates(trained, name).backbone.state_dict(), "a run", trained)
+    error = (encoder.backbone.pos_embed - expected.backbone.pos_embed).abs().max()
+    assert error == 0 if trained == wanted else error < 0.03  # of 1; at the border bicubic resampling has no neighbours
+
+
+@pytest.mark.parametrize("name", [VIT, "beit_base_patch16_224", "vit_relpos_base_patch16_224"])
+def test_a_crop_that_is_not_square_gives_its_own_weights_again(name):
+    trained, encoder = (Encoder(name, (64, 144), 16, **SHRUNK) for _ in range(2))
+    for weight in trained.parameters():
+        torch.nn.init.normal_(weight)
+    fill_encoder(encoder, trained.backbone.state_dict(), "a run", (64, 144))
+    for key, value in trained.backbone.state_dict().items():
+        assert torch.equal(encoder.backbone.state_dict()[key], value), key
+
+
+def test_a_file_says_by_the_configuration_beside_it_at_which_crop_it_was_trained(tmp_path):
+    weights = with_coordinates((128, 512)).backbone.state_dict()
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({f"encoder.backbone.{key}": value for key, value in weights.items()}, file)
+    encoder = Encoder(VIT, (128, 512), 16, **SHRUNK)
+    with pytest.raises(ModelError, match=r"256 tokens, which may be 16x16 or 8x32: name its run with model.init_from"):
+        load_encoder_weights(encoder, checkpoint=str(file))
+    (tmp_path / "config.json").write_text('{"crop_size": [128, 512]}')
+    load_encoder_weights(encoder, checkpoint=str(file))
+    assert torch.equal(encoder.backbone.pos_embed, weights["pos_embed"])
+
+
+def test_positions_of_neither_a_square_nor_the_pretraining_say_so(tmp_path):
+    weights = with_coordinates((128, 256)).backbone.state_dict()
+    with pytest.raises(ModelError, match=r"129 positions, which are neither .* nor those of a square: name the run"):
+        fill_encoder(vit_encoder(), weights, "a file")
