@@ -1,11 +1,15 @@
 """What `pipeline("image-segmentation")` makes of a model: images of any size, their windows batched."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import ImageSegmentationPipeline
 from transformers.pipelines.base import ChunkPipeline
+
+from .windows import check_depth
 
 
 class SegmentationPipeline(ChunkPipeline, ImageSegmentationPipeline):
@@ -20,7 +24,16 @@ class SegmentationPipeline(ChunkPipeline, ImageSegmentationPipeline):
         self.model.config.custom_pipelines = type(self.model.config)().custom_pipelines
 
     def preprocess(self, image: Any, **kwargs) -> Iterator[dict[str, Any]]:
-        """The windows of an image: pixel_values (1, 3, crop height, crop width) each."""
+        """The windows of an image: pixel_values (1, 3, crop height, crop width) each.
+
+        Raises:
+            ModelError: a file or a PIL image has more than 8 bits a channel, which transformers would cut.
+        """
+        if isinstance(image, Image.Image):
+            check_depth(image)
+        elif isinstance(image, str) and os.path.isfile(image):
+            with Image.open(image) as opened:
+                check_depth(opened)
         inputs = super().preprocess(image, **kwargs)
         windows = inputs["pixel_values"].split(1)
         for number, window in enumerate(windows, start=1):

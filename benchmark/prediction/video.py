@@ -42,7 +42,7 @@ def num_frames(file: Path) -> int:
 
 
 def read_frames(file: Path) -> Iterator[Frame]:
-    """The frames of a video's first stream, turned as a player turns them.
+    """The frames of a video's first stream, turned by its rotation; one that is to be mirrored stays as it is stored.
 
     Raises:
         OSError, ValueError, IndexError: of PyAV, where the file is no video or is torn.

@@ -75,6 +75,22 @@ def test_a_steps_operations_are_those_of_its_layers(tiny):
     assert measured["tflops"] * measured["seconds_per_step"] * 1e12 == pytest.approx(3 * products, rel=0.2)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(8, 8, 3, padding=1),
+        torch.nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        torch.nn.Conv2d(8, 4, 2, stride=2, groups=2),
+        torch.nn.ConvTranspose2d(8, 6, 2, stride=2),
+    ],
+)
+def test_each_gradient_of_a_convolution_counts_as_its_forward_pass(layer):
+    images = torch.randn(2, 8, 6, 10, requires_grad=True)
+    forward = count(lambda: layer(images)).flops
+    assert forward > 0 and count(lambda: layer(images).sum().backward()).flops == 3 * forward
+    assert count(lambda: layer(images.detach()).sum().backward()).flops == 2 * forward
+
+
 @pytest.mark.parametrize("backend", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION])
 def test_attention_counts_as_its_two_products_and_their_gradients(backend):
     query, key, value = (torch.randn(2, 3, tokens, 32, requires_grad=True) for tokens in (10, 20, 20))

@@ -33,6 +33,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 import numpy as np
+from PIL import Image
 from transformers import pipeline
 
 folders, images, output = json.loads(sys.argv[1])
@@ -44,6 +45,16 @@ for number, folder in enumerate(folders):
         for region in regions:
             labels[np.asarray(region["mask"]) > 0] = classes[region["label"]]
         np.save(f"{output}/{number}-{place}.npy", labels)
+
+deep = Image.fromarray(np.full((60, 80), 30_000, np.uint16))
+deep.save(f"{output}/deep.png")
+for image in (deep, f"{output}/deep.png"):
+    try:
+        segment(image)
+    except Exception as error:
+        assert "more than 8 bits a channel" in str(error), error
+    else:
+        raise AssertionError("16 bits were cut to 8")
 assert "benchmark" not in sys.modules
 """
 
