@@ -19,7 +19,7 @@ class Head(nn.Module):
 
     Attributes:
         title: its name in tables and on cards.
-        main_output: the first key of its outputs, which no other head's outputs have.
+        main_output: the first key of its outputs; heads that share it turn outputs into class logits alike.
         class_layer_name: of the layer that has a row for each class.
         takes_encoder: whether it uses more than the last layer's tokens.
         capturable: its forward has static shapes, draws nothing and never waits for the host: it may be a CUDA graph.
