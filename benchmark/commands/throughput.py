@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
         "data": lambda: measure_data(recipe, own.seconds),
         "train": lambda: measure_train(recipe, own.steps, own.profile),
         "eval": lambda: measure_evaluation(recipe, own.steps),
-        "loss": lambda: measure_loss(),
+        "loss": measure_loss,
     }
     for name, measure in parts.items():
         if own.part in (name, "all"):

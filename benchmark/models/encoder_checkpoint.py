@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
+from .configuration import SegmentationConfig
 from .encoder import Encoder, encoder_defaults, hub_error, hub_repository
 from .errors import ModelError
 
@@ -120,7 +121,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _crop_beside(path: Path) -> tuple[int, int] | None:
     """The crop of a model of this project whose config.json lies beside its weights; None where there is none."""
     try:
-        height, width = json.loads((path.parent / "config.json").read_text())["crop_size"]
+        config = json.loads((path.parent / "config.json").read_text())
+        height, width = config["crop_size"] if config["model_type"] == SegmentationConfig.model_type else ()
         return int(height), int(width)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -159,9 +161,10 @@ def _check_positions(weights: Mapping[str, object], encoder: Encoder, source: st
     if not isinstance(table, Tensor) or ours is None or table.shape != ours.shape:
         return
     (height, width), side = encoder.grid_size, math.isqrt(math.prod(encoder.grid_size))
+    if height == width or side**2 != height * width:
+        return
     native = encoder_defaults(encoder.name)
-    is_native = math.prod(native.img_size) == height * width * native.patch_size**2  # timm then takes it for that
-    if height != width and side**2 == height * width and not is_native:
+    if math.prod(native.img_size) != height * width * native.patch_size**2:  # else timm takes them for its own grid's
         raise ModelError(
             f"{source} has positions of {height * width:,} tokens, which may be {side}x{side} or {height}x{width}: "
             "name its run with model.init_from, or put its config.json beside the file."
@@ -178,9 +181,8 @@ def _convert(
     same_grid = img_size == embed.img_size and isinstance(kernel, Tensor) and kernel.shape[2:] == embed.patch_size
     if same_grid:  # not through timm's filters, some of which take every grid for a square
         return {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    backbone = copy.copy(encoder.backbone)
-    if img_size:
-        backbone.pretrained_model_args = {"img_size": tuple(img_size)}  # where timm looks for the grid of positions
+    backbone = copy.copy(encoder.backbone)  # timm looks there for the size that positions are of
+    backbone.pretrained_model_args = {"img_size": img_size or encoder_defaults(encoder.name).img_size}
     try:
         converted = _timm_filter(encoder)(dict(weights), backbone)
         converted = {key: value for key, value in converted.items() if isinstance(value, Tensor)}

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from benchmark.models import encoder_checkpoint
+from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.encoder import Encoder
 from benchmark.models.encoder_checkpoint import fill_encoder, load_encoder_weights
 from benchmark.models.errors import ModelError
@@ -307,7 +308,10 @@ def test_a_file_says_by_the_configuration_beside_it_at_which_crop_it_was_trained
     encoder = Encoder(VIT, (128, 512), 16, **SHRUNK)
     with pytest.raises(ModelError, match=r"256 tokens, which may be 16x16 or 8x32: name its run with model.init_from"):
         load_encoder_weights(encoder, checkpoint=str(file))
-    (tmp_path / "config.json").write_text('{"crop_size": [128, 512]}')
+    (tmp_path / "config.json").write_text('{"model_type": "other", "crop_size": [128, 512]}')
+    with pytest.raises(ModelError, match="may be 16x16 or 8x32"):
+        load_encoder_weights(encoder, checkpoint=str(file))
+    SegmentationConfig(encoder=VIT, crop_size=(128, 512)).save_pretrained(tmp_path)
     load_encoder_weights(encoder, checkpoint=str(file))
     assert torch.equal(encoder.backbone.pos_embed, weights["pos_embed"])
 

@@ -61,6 +61,15 @@ def test_it_is_the_model_that_timm_makes_of_the_repository(weights):
         assert torch.equal(encoder(images), oracle.forward_features(images)[:, oracle.num_prefix_tokens :])
 
 
+def test_its_positions_are_resampled_where_a_crop_that_is_not_square_has_as_many(weights):
+    encoder = Encoder(NAME, (64, 144), 8)
+    load_encoder_weights(encoder)
+    oracle = timm.create_model(NAME, pretrained=True, num_classes=5, img_size=(64, 144))
+    assert torch.equal(encoder.backbone.pos_embed, oracle.pos_embed)
+    assert encoder.backbone.pos_embed.shape == weights["pos_embed"].shape
+    assert not torch.equal(encoder.backbone.pos_embed, weights["pos_embed"])
+
+
 def test_the_window_of_a_sam_keeps_its_share_of_the_size_that_the_repository_names(online):
     """14 tokens of 512 / 16, so 7 at half the size; timm's own sizes are 1024 / 16."""
     arguments = {"depth": 2, "embed_dim": 64, "num_heads": 4, "global_attn_indexes": [1]}
