@@ -122,8 +122,8 @@ def _crop_beside(path: Path) -> tuple[int, int] | None:
     """The crop of a model of this project whose config.json lies beside its weights; None where there is none."""
     try:
         config = json.loads((path.parent / "config.json").read_text())
-        height, width = config["crop_size"] if config["model_type"] == SegmentationConfig.model_type else ()
-        return int(height), int(width)
+        height, width = config["crop_size"]
+        return (int(height), int(width)) if config["model_type"] == SegmentationConfig.model_type else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
