@@ -73,6 +73,7 @@ def start_processes(recipe: Recipe) -> Accelerator:
             f"{world_size} processes were launched, but each would train alone: on a CPU launch them with "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_machines 1 --num_processes {world_size}."
         )
+    accelerator.wait_for_everyone()  # a process that ended sooner would fail those that are still connecting
     check_settings(recipe, accelerator.distributed_type)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and not accelerator.is_fsdp2:
         raise UserError(
