@@ -14,17 +14,17 @@ def main() -> None:
         "--resume", choices=("auto", "never"), default="auto", help="continue what the run folder holds"
     )
     parser.add_argument("--dry_run", action="store_true", help="print the whole recipe and what would be run, and stop")
-    own, recipe = parser.parse_recipe()
+    args, recipe = parser.parse_recipe()
 
     # Torch and what needs it take seconds to import: only when the recipe is known to be right.
-    if own.dry_run:
+    if args.dry_run:
         from benchmark.training.build import describe
 
         describe(recipe)
     else:
         from benchmark.training.loop import train
 
-        train(recipe, resume=own.resume)
+        train(recipe, resume=args.resume)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from benchmark.evaluation.inference import label_image
 from benchmark.evaluation.mean_iou import MeanIoU
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting import model_folder
-from benchmark.reporting.hub import model_folder as find_folder
+from benchmark.reporting.hub import find_model_folder
 
 __all__ = ["BoundaryIoU", "MeanIoU", "label_image", "load_model"]
 
@@ -21,4 +21,4 @@ def load_model(name: str | os.PathLike) -> SegmentationModel:
     Raises:
         UserError, ModelError: it is not there, is damaged, or is no model of this project.
     """
-    return model_folder.load_model(find_folder(os.fspath(name)))
+    return model_folder.load_model(find_model_folder(os.fspath(name)))

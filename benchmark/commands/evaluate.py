@@ -26,17 +26,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--model", required=True, help="runs/x, a model's folder, user/name on the Hub, or x.onnx")
     parser.add_recipe(required=False, keys=("data.", "train.precision", "train.compile", "train.eval_batch_size"))
     parser.add_argument("--output", help="a file for the results as JSON")
-    own, overrides = parser.parse_known_args(arguments)
+    args, overrides = parser.parse_known_args(arguments)
     from benchmark.export.onnx_model import load_any
     from benchmark.reporting.run_folder import RECIPE, find_in_run
 
-    model, folder = load_any(own.model)
+    model, folder = load_any(args.model)
     recipe = find_in_run(folder, RECIPE)
-    if not own.recipe and not recipe:
-        raise UserError(f"There is no recipe.yaml beside {own.model}: name a recipe with --recipe.")
-    asked = load_recipe(own.recipe or [str(recipe)], overrides)
-    check_recipe(asked, model.config, recipe, own.model)
-    evaluate(model, folder, asked, own.output)
+    if not args.recipe and not recipe:
+        raise UserError(f"There is no recipe.yaml beside {args.model}: name a recipe with --recipe.")
+    asked = load_recipe(args.recipe or [str(recipe)], overrides)
+    check_recipe(asked, model.config, recipe, args.model)
+    evaluate(model, folder, asked, args.output)
 
 
 def check_recipe(asked: Recipe, config: SegmentationConfig, trained: Path | None, model_name: str) -> None:

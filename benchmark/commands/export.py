@@ -17,13 +17,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--format", required=True, choices=("onnx", "space"))
     parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="of an ONNX file (default: fp32)")
     parser.add_argument("--output", type=Path, help="the file, or the Space's folder; by default in the run's folder")
-    own = parser.parse_args(arguments)
-    if own.format == "space":
-        if own.precision:
+    args = parser.parse_args(arguments)
+    if args.format == "space":
+        if args.precision:
             raise UserError("--precision is of an ONNX file: leave it out for a Space.")
-        print(export_space(own.model, own.output))
+        print(export_space(args.model, args.output))
     else:
-        print(export_onnx(own.model, precision=own.precision or "fp32", output=own.output))
+        print(export_onnx(args.model, precision=args.precision or "fp32", output=args.output))
 
 
 def export_space(name: str, output: Path | None) -> str:
@@ -33,10 +33,10 @@ def export_space(name: str, output: Path | None) -> str:
         UserError: the model cannot be had, or the folder cannot be written.
     """
     from benchmark.export.space import write_space
-    from benchmark.reporting.hub import model_folder
+    from benchmark.reporting.hub import find_model_folder
     from benchmark.reporting.run_folder import writing
 
-    folder = model_folder(name)
+    folder = find_model_folder(name)
     place = output or default_place(name, folder) / "space"
     with writing(place):
         write_space(place, folder, name)
@@ -52,11 +52,11 @@ def export_onnx(name: str, *, precision: str, output: Path | None) -> str:
     from benchmark.export.onnx_file import write_onnx
     from benchmark.models.windows import resize_to_cover, rgb_tensor, split_windows
     from benchmark.prediction.inputs import open_image
-    from benchmark.reporting.hub import model_folder
+    from benchmark.reporting.hub import find_model_folder
     from benchmark.reporting.model_folder import load_model
     from benchmark.reporting.run_folder import SAMPLES, results_of_model, writing
 
-    folder = model_folder(name)
+    folder = find_model_folder(name)
     file = output or default_place(name, folder) / f"model_{precision}.onnx"
     if file.suffix != ".onnx":
         raise UserError(f"--output must end with .onnx, which {file} does not.")

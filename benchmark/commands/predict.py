@@ -43,18 +43,18 @@ def main(arguments: Sequence[str]) -> None:
         default="fp32",
         help="fp32 (default) gives what an evaluation in fp32 scores, bit for bit on the same device",
     )
-    own = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
 
     from benchmark.prediction.inputs import find_inputs, is_video
     from benchmark.prediction.video import check_video
 
-    files = find_inputs(own.inputs)
+    files = find_inputs(args.inputs)
     if any(map(is_video, files.values())):
         check_video()
     if "torch" not in sys.modules:
         _import_parts()
-    settings = {"batch_size": own.batch_size, "precision": own.precision, "device": own.device}
-    if predict(own.model, files, Path(own.output), **settings):
+    settings = {"batch_size": args.batch_size, "precision": args.precision, "device": args.device}
+    if predict(args.model, files, Path(args.output), **settings):
         sys.exit(1)
 
 
@@ -80,7 +80,7 @@ def predict(
     import transformers
     from tqdm.auto import tqdm
 
-    from benchmark.evaluation.inference import window_logits
+    from benchmark.evaluation.inference import predict_logits
     from benchmark.models.windows import label_map
     from benchmark.prediction.outputs import Outputs
     from data_scripts.labels import default_colors
@@ -96,7 +96,7 @@ def predict(
         closing(Outputs(output, classes, config.colors or default_colors(len(classes)))) as outputs,
         tqdm(total=len(files), unit="image", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar,
     ):
-        for key, logits in window_logits(
+        for key, logits in predict_logits(
             model,
             _readable(files, config.crop_size, unreadable, bar),
             batch_size=batch_size,

@@ -38,11 +38,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--hub_config", metavar="NAME", help="its configuration, where it has several")
     parser.add_argument("--val_share", type=float, help="share of the training pairs that validates instead (0.2)")
     parser.add_argument("--output", default="my.yaml", metavar="FILE", help="the recipe to write (%(default)s)")
-    own, overrides = parser.parse_known_args(arguments)
-    if own.images or own.labels or own.hub:
-        draft(own, _asked_keys(overrides))
-    elif own.recipe:
-        prepare(load_recipe(own.recipe, overrides))
+    args, overrides = parser.parse_known_args(arguments)
+    if args.images or args.labels or args.hub:
+        draft(args, _asked_keys(overrides))
+    elif args.recipe:
+        prepare(load_recipe(args.recipe, overrides))
     else:
         raise UserError(
             "Name what to prepare: a recipe with --recipe, or your own data with --images and --labels or --hub."
@@ -71,23 +71,23 @@ def _asked_keys(overrides: Sequence[str]) -> dict[str, Any]:
     return asked
 
 
-def draft(own, asked: Mapping[str, Any]) -> None:
+def draft(args, asked: Mapping[str, Any]) -> None:
     """Look at the data, print what they hold, and write the recipe, with the keys that are asked for, and the sheet."""
     from data_scripts.archives import Reader
     from data_scripts.custom import parse_custom
     from data_scripts.draft_recipe import draft_recipe, fitting_crop
 
-    output, dataset = Path(own.output), "hub" if own.hub else "folder"
+    output, dataset = Path(args.output), "hub" if args.hub else "folder"
     if output.exists():
         raise UserError(f"{output} is there already: name another file with --output, or remove it.")
     keys = {key.removeprefix("data."): value for key, value in asked.items() if not key.startswith(CUSTOM)}
     custom_keys = {key.removeprefix(CUSTOM): value for key, value in asked.items() if key.startswith(CUSTOM)}
     with Reader() as reader:
-        found, places = _look_at_hub(own) if own.hub else _look_at_folders(own, reader, asked)
+        found, places = _look_at_hub(args) if args.hub else _look_at_folders(args, reader, asked)
         custom, notes = draft_recipe(found, custom_keys)
         custom |= places
-        if own.val_share is not None or "validation" not in found.pairs:
-            custom["val_share"] = 0.2 if own.val_share is None else own.val_share
+        if args.val_share is not None or "validation" not in found.pairs:
+            custom["val_share"] = 0.2 if args.val_share is None else args.val_share
         custom |= custom_keys
         _print_found(found, parse_custom(custom))
         data = {"train": dataset, "val": [dataset], "root": "/", "crop_size": fitting_crop(found.sizes, 16)}
@@ -95,16 +95,16 @@ def draft(own, asked: Mapping[str, Any]) -> None:
         _write(output, found, data, notes)
 
 
-def _look_at_folders(own, reader, asked: Mapping[str, Any]) -> tuple:
+def _look_at_folders(args, reader, asked: Mapping[str, Any]) -> tuple:
     """What was found, and the keys that say where it is."""
     from data_scripts.inspect_folder import inspect
     from data_scripts.pairing import SUFFIXES
 
-    if not (own.images and own.labels) or bool(own.val_images) != bool(own.val_labels):
+    if not (args.images and args.labels) or bool(args.val_images) != bool(args.val_labels):
         raise UserError("Images and labels go together: name both folders of each split.")
-    places = {"train": (os.path.abspath(own.images), os.path.abspath(own.labels))}
-    if own.val_images:
-        places["validation"] = (os.path.abspath(own.val_images), os.path.abspath(own.val_labels))
+    places = {"train": (os.path.abspath(args.images), os.path.abspath(args.labels))}
+    if args.val_images:
+        places["validation"] = (os.path.abspath(args.val_images), os.path.abspath(args.val_labels))
     keys: dict[str, str] = {}
     for split, short in (("train", "train"), ("validation", "val")):
         if split in places:
@@ -113,14 +113,14 @@ def _look_at_folders(own, reader, asked: Mapping[str, Any]) -> tuple:
     return inspect(places, reader, suffixes, asked.get("data.allow_partial", False)), keys
 
 
-def _look_at_hub(own) -> tuple:
+def _look_at_hub(args) -> tuple:
     """What was found, and the keys that say where it is."""
     from data_scripts.inspect_hub import inspect_hub
 
-    if own.images or own.labels or own.val_images or own.val_labels:
+    if args.images or args.labels or args.val_images or args.val_labels:
         raise UserError("--hub names a whole dataset: leave out the folders, or leave out --hub.")
-    path = os.path.abspath(own.hub) if os.path.exists(own.hub) else own.hub
-    return inspect_hub(path, own.hub_config, share=own.val_share)
+    path = os.path.abspath(args.hub) if os.path.exists(args.hub) else args.hub
+    return inspect_hub(path, args.hub_config, share=args.val_share)
 
 
 def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:

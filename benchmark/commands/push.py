@@ -16,8 +16,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a finished run")
     parser.add_argument("name", metavar="user/name", help="the repository, which is created where it does not exist")
     parser.add_argument("--private", action="store_true", help="make a repository that is created private")
-    own = parser.parse_args(arguments)
-    print(f"{own.run} is at {push(own.run, own.name, private=own.private)}.")
+    args = parser.parse_args(arguments)
+    print(f"{args.run} is at {push(args.run, args.name, private=args.private)}.")
 
 
 def push(run: Path, name: str, *, private: bool = False) -> str:
@@ -33,7 +33,7 @@ def push(run: Path, name: str, *, private: bool = False) -> str:
 
     from benchmark.models.heads import HEADS
     from benchmark.recipe.identity import public
-    from benchmark.reporting.hub import Pusher, model_folder, write_snapshot
+    from benchmark.reporting.hub import Pusher, find_model_folder, write_snapshot
     from benchmark.reporting.model_card import model_card
     from benchmark.reporting.model_folder import load_model
     from benchmark.reporting.pictures import sample_panels
@@ -44,7 +44,7 @@ def push(run: Path, name: str, *, private: bool = False) -> str:
         if not (run / file).exists():
             raise UserError(f"{run} holds no finished run ({file} is missing): name one, or finish it by its command.")
     results, recipe = read_results(run / RESULTS), public(load_recipe([str(run / RECIPE)]))
-    model = load_model(model_folder(str(run)))
+    model = load_model(find_model_folder(str(run)))
     config = model.config
     classes = [config.id2label[c] for c in range(config.num_labels)]
     picture = sample_panels(run / SAMPLES, classes, config.colors or default_colors(len(classes)))

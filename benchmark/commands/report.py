@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--regret", type=float, default=0.01, help="limit of the regret's bound, in 0..1 (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
     parser.add_argument("--hub_space", metavar="user/name", help="publish the page as a static Space")
-    own = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
 
     from benchmark.page.page import render_page
     from benchmark.page.samples import collect_samples
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     from benchmark.study.report import build_report
     from benchmark.study.tables import latex, markdown, run_rows
 
-    collection = collect(own.folders)
-    report = build_report(collection, Thresholds(own.tau, own.regret), seed=own.seed)
+    collection = collect(args.folders)
+    report = build_report(collection, Thresholds(args.tau, args.regret), seed=args.seed)
     text = markdown(report)
     files = {
         "report.html": render_page(report, collect_samples(collection)),
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str]) -> None:
         "report.tex": latex(report),
         "report.json": json.dumps(report, indent=1) + "\n",
     }
-    output = own.output or own.folders[0]
+    output = args.output or args.folders[0]
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(output / name, content.encode())
     print(f"{text}\nThe page is {output / 'report.html'}.")
-    if own.hub_space:
+    if args.hub_space:
         from benchmark.reporting.hub import publish_space
 
-        print(f"Published at {publish_space(own.hub_space, report['name'], files)}.")
+        print(f"Published at {publish_space(args.hub_space, report['name'], files)}.")

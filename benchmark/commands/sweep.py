@@ -43,32 +43,32 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--jobs", type=whole_number_above_0, default=1, metavar="N", help="runs beside each other on a CPU (1)"
     )
-    own, rest = parser.parse_known_args(arguments)
-    options, overrides = launcher_options(own.launcher, rest)
-    study = load_study(own.study, overrides, own.output_dir, own.recipe)
-    if own.status:
+    args, rest = parser.parse_known_args(arguments)
+    options, overrides = launcher_options(args.launcher, rest)
+    study = load_study(args.study, overrides, args.output_dir, args.recipe)
+    if args.status:
         from benchmark.study.status import status_table, study_status
 
         print(status_table(study_status(study.cells)))
         return
-    if own.gpus_per_run and own.jobs > 1:
+    if args.gpus_per_run and args.jobs > 1:
         raise UserError("--jobs is for CPUs and --gpus_per_run for GPUs: leave one out.")
-    missing, faults = check(study, own.gpus_per_run or 1)
-    if not own.no_prepare and own.launcher != "hf_jobs":
+    missing, faults = check(study, args.gpus_per_run or 1)
+    if not args.no_prepare and args.launcher != "hf_jobs":
         faults |= prepare(missing)
         missing = [cell for cell in missing if cell not in faults]
-    tell_faults(faults, missing, note=own.launcher != "print")
-    if own.launcher == "print":
+    tell_faults(faults, missing, note=args.launcher != "print")
+    if args.launcher == "print":
         from benchmark.launchers.local import launch_options
 
-        launch = launch_options(own.gpus_per_run) if own.gpus_per_run else []  # else the machine of the line decides
+        launch = launch_options(args.gpus_per_run) if args.gpus_per_run else []  # else the machine of the line decides
         print("\n".join(cell.line(launch) for cell in missing))
         sys.exit(1 if faults else 0)
     study.write()
-    if own.launcher == "local":
-        sys.exit(run_locally(study, missing, own) or (1 if faults else 0))
-    launcher = importlib.import_module(f"benchmark.launchers.{own.launcher}")
-    launcher.submit(study, missing, options, own.gpus_per_run)
+    if args.launcher == "local":
+        sys.exit(run_locally(study, missing, args) or (1 if faults else 0))
+    launcher = importlib.import_module(f"benchmark.launchers.{args.launcher}")
+    launcher.submit(study, missing, options, args.gpus_per_run)
     sys.exit(1 if faults else 0)
 
 
@@ -160,18 +160,18 @@ def tell_faults(faults: dict[Cell, str], others: Sequence[Cell], note: bool) -> 
             note_failure(cell.folder, sentence)
 
 
-def run_locally(study: Study, missing: Sequence[Cell], own) -> int:
+def run_locally(study: Study, missing: Sequence[Cell], args) -> int:
     """Run what is missing on this machine and say how it ended; the exit status."""
     from benchmark.launchers.local import LocalSweep, find_places
     from benchmark.study.status import FAILED, log_file, status_table, study_status
     from benchmark.training.launch import num_cores
 
     devices = gpu_names()
-    if not devices and own.gpus_per_run:
+    if not devices and args.gpus_per_run:
         raise UserError("--gpus_per_run needs GPUs, and there are none here: leave it out, or give --jobs.")
     live = LiveTable(study.cells) if sys.stdout.isatty() else None
     sweep = LocalSweep(
-        find_places(devices, own.gpus_per_run or 1, own.jobs, num_cores()),
+        find_places(devices, args.gpus_per_run or 1, args.jobs, num_cores()),
         say=(lambda text: None) if live else (lambda text: print(text, flush=True)),
         show=live.draw if live else lambda: None,
     )

@@ -38,22 +38,22 @@ def main(arguments: Sequence[str]) -> None:
         "--steps", type=whole_number_above_0, default=10, help="how many steps train and eval make (10)"
     )
     parser.add_argument("--profile", metavar="FILE", help="of train: write a trace of two steps, for Perfetto")
-    own, overrides = parser.parse_known_args(arguments)
-    if own.seconds <= 0:
+    args, overrides = parser.parse_known_args(arguments)
+    if args.seconds <= 0:
         raise UserError("--seconds must be above 0: leave it out for ten.")
-    if own.part == "loss" and (own.recipe or overrides):
+    if args.part == "loss" and (args.recipe or overrides):
         raise UserError("throughput loss has one setting of its own and takes no recipe: leave it out.")
-    if own.part != "loss" and not own.recipe:
-        raise UserError(f"throughput {own.part} measures what a recipe says: name one with --recipe.")
-    recipe = load_recipe(own.recipe or (), overrides)
+    if args.part != "loss" and not args.recipe:
+        raise UserError(f"throughput {args.part} measures what a recipe says: name one with --recipe.")
+    recipe = load_recipe(args.recipe or (), overrides)
     parts = {
-        "data": lambda: measure_data(recipe, own.seconds),
-        "train": lambda: measure_train(recipe, own.steps, own.profile),
-        "eval": lambda: measure_evaluation(recipe, own.steps),
+        "data": lambda: measure_data(recipe, args.seconds),
+        "train": lambda: measure_train(recipe, args.steps, args.profile),
+        "eval": lambda: measure_evaluation(recipe, args.steps),
         "loss": measure_loss,
     }
     for name, measure in parts.items():
-        if own.part in (name, "all"):
+        if args.part in (name, "all"):
             measure()
 
 

@@ -32,7 +32,7 @@ class Pending(NamedTuple):
 
 
 @torch.no_grad()
-def window_logits(
+def predict_logits(
     model: modeling.SegmentationModel,
     images: Iterable[tuple[Key, Tensor]],
     *,
@@ -106,5 +106,5 @@ def label_image(model: modeling.SegmentationModel, image: Image.Image | np.ndarr
     size, crop_size = tuple(pixels.shape[1:]), model.config.crop_size
     batch_size = num_windows(size, crop_size)
     images = [(size, resize_to_cover(pixels, crop_size))]
-    found = window_logits(model, images, batch_size=batch_size, device=model.device, autocast=nullcontext)
+    found = predict_logits(model, images, batch_size=batch_size, device=model.device, autocast=nullcontext)
     return label_map(next(found)[1], size).cpu().numpy()

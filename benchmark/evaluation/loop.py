@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmark.data.loaders import evaluation_loader
 from benchmark.evaluation.boundary_iou import BoundaryIoU
 from benchmark.evaluation.evaluator import Evaluator, reduce_over_processes
-from benchmark.evaluation.inference import window_logits
+from benchmark.evaluation.inference import predict_logits
 from benchmark.evaluation.mean_iou import MeanIoU
 from benchmark.models.modeling import SegmentationModel
 from benchmark.models.windows import WindowLogits, label_map, merged_logits
@@ -74,7 +74,7 @@ def evaluate(
         model: unwrapped; its configuration says the crop and the normalisation.
         batch_size: windows in one forward pass.
         sample_indices: images to return with their predictions.
-        any_process: as in `inference.window_logits`.
+        any_process: as in `inference.predict_logits`.
     """
     device = accelerator.device
     loader = evaluation_loader(
@@ -88,7 +88,7 @@ def evaluate(
     indices, samples = [], []
     was_training = model.training
     model.eval()
-    for item, logits in window_logits(
+    for item, logits in predict_logits(
         model,
         ((item, item["pixel_values"]) for item in loader),
         batch_size=batch_size,

@@ -13,7 +13,7 @@ from transformers.models.mask2former.modeling_mask2former import Mask2FormerForU
 from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
-from benchmark.reporting.hub import model_folder
+from benchmark.reporting.hub import find_model_folder
 from benchmark.reporting.model_folder import load_model
 
 
@@ -88,5 +88,5 @@ def load_any(name: str, device: torch.device | None = None) -> tuple[Segmentatio
         if not file.is_file():
             raise UserError(f"There is no file {name}: write one with 'python -m benchmark export'.")
         return OnnxModel(file, device or "cuda").eval(), file.parent
-    folder = model_folder(name)
+    folder = find_model_folder(name)
     return load_model(folder).to(device or "cpu"), folder

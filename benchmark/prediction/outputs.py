@@ -10,7 +10,7 @@ from PIL import Image
 from benchmark.errors import UserError
 from benchmark.prediction.inputs import open_image
 from benchmark.prediction.video import Frame, VideoWriter
-from benchmark.reporting.pictures import blend, class_shares, label_image, legend, overlay
+from benchmark.reporting.pictures import blend, class_shares, draw_labels, legend, overlay
 
 
 class Outputs:
@@ -40,7 +40,7 @@ class Outputs:
     def add_image(self, name: str, file: Path, labels: np.ndarray) -> None:
         """Write the label map, uint8 (H, W), of an image, and its overlay."""
         label_file, overlay_file = self._place("labels", f"{name}.png"), self._place("overlays", f"{name}.jpg")
-        label_image(labels, self.colors).save(label_file)
+        draw_labels(labels, self.colors).save(label_file)
         # Read once more, so that the images of a batch need not all be kept.
         overlay(open_image(file).convert("RGB"), labels, self.classes, self.colors).save(overlay_file, quality=92)
         self._add_shares(name, labels)

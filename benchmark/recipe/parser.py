@@ -116,8 +116,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_recipe(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Recipe]:
         """The command's own flags, and the recipe that the rest of the line asks for."""
-        own, overrides = self.parse_known_args(arguments)
-        return own, load_recipe(own.recipe, overrides)
+        args, overrides = self.parse_known_args(arguments)
+        return args, load_recipe(args.recipe, overrides)
 
 
 def whole_number_above_0(text: str) -> int:

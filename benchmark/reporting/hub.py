@@ -39,7 +39,7 @@ SCORES = (RESULTS, CONFUSION, PICTURE)  # of the weights beside them
 NEEDED = ("*.json", "*.safetensors", RECIPE)  # of a published run, to load and to score its model
 
 
-def model_folder(name: str) -> Path:
+def find_model_folder(name: str) -> Path:
     """The folder of a model that is given by its folder or by its name on the Hub, from where it is downloaded.
 
     Raises:

@@ -25,7 +25,7 @@ def palette(colors: Sequence[Sequence[int]]) -> np.ndarray:
     return table
 
 
-def label_image(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
+def draw_labels(labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
     """A uint8 label map (H, W) as a palette image: its pixels are the labels, its palette the classes' colours."""
     image = Image.fromarray(labels)
     image.putpalette(palette(colors).tobytes())
@@ -53,7 +53,7 @@ def overlay(
 
 def blend(image: Image.Image, labels: np.ndarray, colors: Sequence[Sequence[int]]) -> Image.Image:
     """An RGB image with its label map, uint8 (H, W) of any size, laid half over it."""
-    drawn = label_image(labels, colors).resize(image.size, Image.Resampling.NEAREST).convert("RGB")
+    drawn = draw_labels(labels, colors).resize(image.size, Image.Resampling.NEAREST).convert("RGB")
     return Image.blend(image, drawn, 0.5)
 
 
@@ -112,8 +112,8 @@ def sample_files(
     size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
     for name, picture in (
         (names.image, photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)),
-        (names.label, label_image(label, colors).resize(size, Image.Resampling.NEAREST)),
-        (names.prediction, label_image(prediction, colors).resize(size, Image.Resampling.NEAREST)),
+        (names.label, draw_labels(label, colors).resize(size, Image.Resampling.NEAREST)),
+        (names.prediction, draw_labels(prediction, colors).resize(size, Image.Resampling.NEAREST)),
     ):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG" if name.endswith("jpg") else "PNG", quality=85, optimize=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmark.evaluation.inference import window_logits
+from benchmark.evaluation.inference import predict_logits
 from benchmark.evaluation.loop import EVALUATORS, count_image
 from benchmark.models.windows import normalize, resize_to_cover, split_windows
 from benchmark.recipe.schema import Recipe
@@ -47,7 +47,7 @@ def measure(recipe: Recipe, rounds: int) -> dict[str, Any]:
 
     def evaluate() -> None:
         images = [(None, image)] * count
-        for _, logits in window_logits(model, images, batch_size=len(inputs), device=device, autocast=autocast):
+        for _, logits in predict_logits(model, images, batch_size=len(inputs), device=device, autocast=autocast):
             count_image(evaluators, logits, reference)
 
     time_in_turns({"forward": forward, "evaluate": evaluate}, 1, device)  # to warm up

@@ -249,7 +249,7 @@ def evaluate_datasets(
 ) -> dict[str, Evaluation]:
     """Score the unwrapped model on each validation dataset; return the same `num_samples` images each time.
 
-    `any_process` is as in `benchmark.evaluation.inference.window_logits`.
+    `any_process` is as in `benchmark.evaluation.inference.predict_logits`.
     """
     score = partial(
         evaluate,

@@ -10,7 +10,7 @@ from benchmark.errors import UserError
 from benchmark.models.encoder_checkpoint import download_weights, fill_encoder
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Recipe
-from benchmark.reporting.hub import model_folder
+from benchmark.reporting.hub import find_model_folder
 from benchmark.reporting.model_folder import load_model
 
 
@@ -22,7 +22,7 @@ def fetch_weights(recipe: Recipe) -> None:
     """
     if recipe.model.init_from:
         if not Path(recipe.model.init_from).exists():
-            model_folder(recipe.model.init_from)
+            find_model_folder(recipe.model.init_from)
     elif recipe.model.pretrained and not recipe.model.checkpoint:
         download_weights(recipe.model.encoder)
 
@@ -40,7 +40,7 @@ def start_from(model: SegmentationModel, name: str) -> list[str]:
     Raises:
         UserError, ModelError: there is no such model, or its encoder is another one.
     """
-    trained = load_model(model_folder(name))
+    trained = load_model(find_model_folder(name))
     if trained.config.encoder != model.config.encoder:
         raise UserError(
             f"model.init_from {name} has the encoder {trained.config.encoder}, and model.encoder is "

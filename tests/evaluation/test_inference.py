@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmark.evaluation.inference import window_logits
+from benchmark.evaluation.inference import predict_logits
 from benchmark.models.windows import split_windows
 
 
@@ -29,7 +29,7 @@ IMAGES = [torch.randint(0, 256, (3, 16, width), dtype=torch.uint8) for width in 
 
 def run(model, images, batch_size, **options):
     return list(
-        window_logits(
+        predict_logits(
             model, enumerate(images), batch_size=batch_size, device=torch.device("cpu"), autocast=nullcontext, **options
         )
     )

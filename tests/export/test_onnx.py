@@ -14,7 +14,7 @@ from PIL import Image
 from benchmark.__main__ import main
 from benchmark.commands.predict import predict
 from benchmark.errors import UserError
-from benchmark.evaluation.inference import window_logits
+from benchmark.evaluation.inference import predict_logits
 from benchmark.export.onnx_file import compare, write_onnx
 from benchmark.export.onnx_model import OnnxModel
 from benchmark.models.configuration import SegmentationConfig
@@ -96,7 +96,7 @@ def test_a_file_gives_torchs_labels_whatever_the_images_sizes(tmp_path):
     maps = []
     for one in (model, exported):
         images = ((tuple(p.shape[1:]), resize_to_cover(p, (32, 48))) for p in pixels.values())
-        windows = window_logits(one, images, batch_size=3, device=torch.device("cpu"), autocast=nullcontext)
+        windows = predict_logits(one, images, batch_size=3, device=torch.device("cpu"), autocast=nullcontext)
         maps.append(torch.cat([label_map(logits, size).flatten() for size, logits in windows]))
     assert torch.equal(*maps) and len(maps[0].unique()) > 1
 

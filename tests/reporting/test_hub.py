@@ -26,7 +26,7 @@ from benchmark.errors import UserError
 from benchmark.models.configuration import SegmentationConfig
 from benchmark.models.modeling import SegmentationModel
 from benchmark.reporting import results as results_module
-from benchmark.reporting.hub import Pusher, model_folder, write_snapshot
+from benchmark.reporting.hub import Pusher, find_model_folder, write_snapshot
 from benchmark.reporting.model_folder import load_model, save_model
 from benchmark.training.loop import train
 
@@ -186,30 +186,30 @@ def test_names_that_give_no_model_end_in_one_sentence(online, tmp_path, monkeypa
         "me/a name": "neither a folder nor a name",
     }.items():
         with pytest.raises(UserError, match=sentence):
-            model_folder(name)
+            find_model_folder(name)
     monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     with pytest.raises(UserError, match="the Hub cannot be reached"):
-        model_folder("me/nothing")
+        find_model_folder("me/nothing")
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the Hub cannot be reached"):
-        model_folder("me/nothing")
+        find_model_folder("me/nothing")
 
 
 def test_a_gated_model_is_an_error(online, tmp_path):
     assert Pusher(REPO, private=False, folder=tmp_path).finish(write("{}"))
     online.gate = True
     with pytest.raises(UserError, match=f"Access to {REPO} .* has to be requested"):
-        model_folder(REPO)
+        find_model_folder(REPO)
 
 
 def test_a_run_folder_names_the_model_in_it(saved):
-    assert model_folder(str(saved.parent)) == saved
+    assert find_model_folder(str(saved.parent)) == saved
 
 
 def test_another_projects_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="not a model of this project"):
-        model_folder(str(tmp_path))
+        find_model_folder(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "shape"])

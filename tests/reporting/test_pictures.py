@@ -5,7 +5,7 @@ from PIL import Image, ImageFont
 from benchmark.reporting.pictures import (
     OVERLAY_SIDE,
     confusion_picture,
-    label_image,
+    draw_labels,
     overlay,
     panel,
     stack_panels,
@@ -54,7 +54,7 @@ def test_stacked_panels_are_one_below_the_other():
 
 def test_a_label_image_holds_the_labels_and_their_colours(tmp_path):
     labels = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
-    label_image(labels, COLORS).save(tmp_path / "x.png")
+    draw_labels(labels, COLORS).save(tmp_path / "x.png")
     read = Image.open(tmp_path / "x.png")
     assert read.mode == "P"
     np.testing.assert_array_equal(np.asarray(read), labels)
