@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from multiprocess.util import register_after_fork
 
 from data_scripts.archive import Archive
-from data_scripts.archives import Reader, open_archive
+from data_scripts.archive_formats import Reader, open_archive
 from data_scripts.counts import Counts, Pair, content_digest, member_name
 from data_scripts.errors import DatasetError
 from data_scripts.images import (

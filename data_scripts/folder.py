@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_scripts.archive import Archive, Member, MissingArchive, plain_name
-from data_scripts.archives import open_archive
+from data_scripts.archive_formats import open_archive
 from data_scripts.class_files import decode_text
 from data_scripts.custom import Custom, parse_custom
 from data_scripts.errors import DatasetError

@@ -73,9 +73,9 @@ def _asked_keys(overrides: Sequence[str]) -> dict[str, Any]:
 
 def draft(args, asked: Mapping[str, Any]) -> None:
     """Look at the data, print what they hold, and write the recipe, with the keys that are asked for, and the sheet."""
-    from data_scripts.archives import Reader
+    from data_scripts.archive_formats import Reader
     from data_scripts.custom import parse_custom
-    from data_scripts.draft_recipe import draft_recipe, fitting_crop
+    from data_scripts.inspection.draft_recipe import draft_recipe, fitting_crop
 
     output, dataset = Path(args.output), "hub" if args.hub else "folder"
     if output.exists():
@@ -97,8 +97,8 @@ def draft(args, asked: Mapping[str, Any]) -> None:
 
 def _look_at_folders(args, reader, asked: Mapping[str, Any]) -> tuple:
     """What was found, and the keys that say where it is."""
-    from data_scripts.inspect_folder import inspect
-    from data_scripts.pairing import SUFFIXES
+    from data_scripts.inspection.folders import inspect_folders
+    from data_scripts.inspection.pairing import SUFFIXES
 
     if not (args.images and args.labels) or bool(args.val_images) != bool(args.val_labels):
         raise UserError("Images and labels go together: name both folders of each split.")
@@ -110,12 +110,12 @@ def _look_at_folders(args, reader, asked: Mapping[str, Any]) -> tuple:
         if split in places:
             keys |= {f"{short}_images": places[split][0], f"{short}_labels": places[split][1]}
     suffixes = {key: asked[CUSTOM + key] for key in SUFFIXES if CUSTOM + key in asked}
-    return inspect(places, reader, suffixes, asked.get("data.allow_partial", False)), keys
+    return inspect_folders(places, reader, suffixes, asked.get("data.allow_partial", False)), keys
 
 
 def _look_at_hub(args) -> tuple:
     """What was found, and the keys that say where it is."""
-    from data_scripts.inspect_hub import inspect_hub
+    from data_scripts.inspection.hub import inspect_hub
 
     if args.images or args.labels or args.val_images or args.val_labels:
         raise UserError("--hub names a whole dataset: leave out the folders, or leave out --hub.")
@@ -177,7 +177,7 @@ def _shown(found, value: int) -> str:
 
 def _print_found(found, custom) -> None:
     """The pairs, sizes and kind of labels, and what each stored value becomes."""
-    from data_scripts.inspect_folder import STORED
+    from data_scripts.inspection.folders import STORED
 
     for split, pairs in found.pairs.items():
         first = found.read(pairs[0])
@@ -219,7 +219,7 @@ def _draw_sheet(file: Path, found, custom: dict) -> None:
 
     from benchmark.reporting.pictures import overlay, stack_panels
     from data_scripts.custom import parse_custom
-    from data_scripts.inspect_folder import stored_labels
+    from data_scripts.inspection.folders import stored_labels
 
     parsed = parse_custom(custom)
     rule, pairs = parsed.rule(), found.pairs["train"]

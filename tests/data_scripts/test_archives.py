@@ -12,7 +12,7 @@ import zlib
 import pytest
 
 from data_scripts.archive import Member, natural_order
-from data_scripts.archives import Reader, open_archive
+from data_scripts.archive_formats import Reader, open_archive
 from data_scripts.errors import DatasetError
 from data_scripts.preparation import prepare
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data_scripts import archives, format_report
+from data_scripts import archive_formats, format_report
 from data_scripts.errors import DatasetError
 from data_scripts.images import IMAGE_MODES, check_image, decode_labels
-from data_scripts.pairing import match_pairs
+from data_scripts.inspection.pairing import match_pairs
 from data_scripts.preparation import prepare
 
 CLASSES = ["background", "object"]
@@ -381,7 +381,7 @@ def test_a_time_that_is_no_number_and_a_sparse_file_are_no_crash(tmp_path):
             info = tarfile.TarInfo(name)
             info.size, info.pax_headers = 1, {"mtime": time}
             tar.addfile(info, io.BytesIO(b"x"))
-    with archives.open_archive(tmp_path / "x.tar") as archive:
+    with archive_formats.open_archive(tmp_path / "x.tar") as archive:
         assert set(archive.entries) == {"nan.png", "inf.png", "a.png"}
     data = bytearray((tmp_path / "x.tar").read_bytes())
     at = data.rindex(b"a.png\0")
@@ -390,7 +390,7 @@ def test_a_time_that_is_no_number_and_a_sparse_file_are_no_crash(tmp_path):
     data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
     (tmp_path / "sparse.tar").write_bytes(data)
     try:
-        with archives.open_archive(tmp_path / "sparse.tar") as archive:
+        with archive_formats.open_archive(tmp_path / "sparse.tar") as archive:
             assert "a.png" not in archive.entries
     except DatasetError as error:
         assert "no whole tar archive" in str(error)
@@ -406,7 +406,7 @@ def test_an_archive_of_too_many_entries_is_refused(tmp_path, monkeypatch):
             archive.addfile(tarfile.TarInfo(str(number)), io.BytesIO())
     for name in ("x.zip", "x.tar"):
         with pytest.raises(DatasetError, match=rf"{name} has .*files.*: split it into several"):
-            archives.open_archive(tmp_path / name)
+            archive_formats.open_archive(tmp_path / name)
 
 
 # The whole folder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_scripts.errors import DatasetError
-from data_scripts.inspect_folder import Found
+from data_scripts.inspection.folders import Found
 from data_scripts.labels import IGNORE
 
 COMMON_CROPS = (128, 256, 352, 512, 768, 1024)

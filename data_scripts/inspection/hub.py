@@ -19,7 +19,7 @@ from data_scripts.hub import (
     split_names,
     undecoded,
 )
-from data_scripts.inspect_folder import Found
+from data_scripts.inspection.folders import Found
 
 VALIDATION = ("validation", "val", "valid", "dev", "eval", "test")  # how people call the split, best first
 LABEL_WORDS = ("annotation", "mask", "label", "seg", "gt", "target")  # in the names of columns of label maps

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from data_scripts.archives import Reader
-from data_scripts.draft_recipe import draft_recipe
+from data_scripts.archive_formats import Reader
 from data_scripts.errors import DatasetError
-from data_scripts.inspect_folder import Found, inspect
+from data_scripts.inspection.draft_recipe import draft_recipe
+from data_scripts.inspection.folders import Found, inspect_folders
 
 SIZE = (12, 20)
 
@@ -34,7 +34,7 @@ def write(root: Path, labels, count: int = 3) -> None:
 
 def look(root: Path, images: str = "images", labels: str = "labels", **suffixes: str) -> Found:
     with Reader() as reader:
-        return inspect({"train": (str(root / images), str(root / labels))}, reader, suffixes)
+        return inspect_folders({"train": (str(root / images), str(root / labels))}, reader, suffixes)
 
 
 def named(root: Path) -> dict[int, str]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_scripts.archives import Reader
+from data_scripts.archive_formats import Reader
 from data_scripts.cityscapes import CLASSES as CITYSCAPES
 from data_scripts.class_files import find_names
 from data_scripts.counts import Pair, wrong_size
 from data_scripts.errors import DatasetError
 from data_scripts.images import check_image, decode_labels
-from data_scripts.pairing import match_pairs
+from data_scripts.inspection.pairing import match_pairs
 
 STORED = {"ids": "numbers", "palette": "palette indices", "colors": "RGB colours"}  # ways to store labels
 MAX_CLASSES = 200  # distinct values beyond which a map holds no classes but pictures
@@ -131,7 +131,7 @@ def stored_labels(pair: Pair, colors: bool) -> np.ndarray:
     return decode_labels(pair.annotation, pair.annotation_name, colors)
 
 
-def inspect(
+def inspect_folders(
     places: Mapping[str, tuple[str, str]],
     reader: Reader,
     suffixes: Mapping[str, str] | None = None,
