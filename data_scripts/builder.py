@@ -35,7 +35,7 @@ from data_scripts.listing import (
     Sample,
     Source,
     archive_record,
-    check_counts,
+    check_official_counts,
     pair_files,
     require,
 )
@@ -82,7 +82,7 @@ class SegmentationBuilder(datasets.GeneratorBasedBuilder):
             archives = [stack.enter_context(open_archive(path)) for path in paths]
             samples, left_out = cls.list_samples(archives, source.allow_partial)
             records = [archive_record(archive) for archive in archives]
-        check_counts(samples, cls.counts, " with ".join(name_range(downloads)), source.allow_partial)
+        check_official_counts(samples, cls.counts, " with ".join(name_range(downloads)), source.allow_partial)
         return Listing(samples, records, cls.classes, cls.colors, cls.rule, left_out=left_out)
 
     @classmethod

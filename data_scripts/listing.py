@@ -139,7 +139,9 @@ def natural_pairs(images: Mapping[str, Member], annotations: Mapping[str, Member
     return {key: Sample(images[key], annotations[key]) for key in shared}
 
 
-def check_counts(samples: Mapping[str, Sequence], counts: Mapping[str, int], archives: str, partial: bool) -> None:
+def check_official_counts(
+    samples: Mapping[str, Sequence], counts: Mapping[str, int], archives: str, partial: bool
+) -> None:
     """Raises DatasetError where a split lists fewer pairs than the official one, or none at all."""
     for split, official in counts.items():
         found = len(samples.get(split, ()))
