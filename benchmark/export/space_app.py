@@ -16,6 +16,8 @@ config = segment.model.config
 
 def label(image):
     """The image, and the mask of each class in it, the largest first."""
+    if image.mode.startswith(("I", "F")):  # which conversion would cut
+        raise gradio.Error("The image has more than 8 bits a channel, whose range is not known: convert it to 8 bits.")
     image = image.convert("RGB")
     image.thumbnail((LONGEST, LONGEST))
     regions = [(np.asarray(region["mask"]) / 255, region["label"]) for region in segment(image)]
@@ -24,7 +26,7 @@ def label(image):
 
 page = gradio.Interface(
     label,
-    gradio.Image(type="pil", label="image"),
+    gradio.Image(type="pil", image_mode=None, label="image"),
     gradio.AnnotatedImage(
         label="classes",
         color_map={config.id2label[c]: "#{:02x}{:02x}{:02x}".format(*rgb) for c, rgb in enumerate(config.colors or ())},

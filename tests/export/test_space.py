@@ -30,9 +30,14 @@ def test_the_app_shows_what_predict_writes(tmp_path, monkeypatch, capsys):
     Image.effect_noise((70, 50), 80).convert("RGB").save(tmp_path / "image.png")
 
     parts = {name: lambda *args, _name=name, **kwargs: (_name, args, kwargs) for name in ("Image", "AnnotatedImage")}
-    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Interface=lambda *a, **k: (a, k), **parts))
+    monkeypatch.setitem(
+        sys.modules, "gradio", SimpleNamespace(Interface=lambda *a, **k: (a, k), Error=ValueError, **parts)
+    )
     (label, given, shown), _ = runpy.run_path(str(tmp_path / "space" / "app.py"))["page"]
-    assert given[0] == "Image" and shown[2]["color_map"] == {"sky": "#0900ff", "road": "#001000"}
+    assert given[0] == "Image" and given[2]["image_mode"] is None  # else gradio cuts 16 bits before `label` sees them
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        label(Image.fromarray(np.full((50, 70), 3000, np.uint16)))
+    assert shown[2]["color_map"] == {"sky": "#0900ff", "road": "#001000"}
     with Image.open(tmp_path / "image.png") as image:
         picture, regions = label(image)
     predict(str(tmp_path / "model"), {"image": tmp_path / "image.png"}, tmp_path / "out")
