@@ -114,9 +114,13 @@ def check_image(data: bytes, where: object) -> ImageInfo:
 
 
 def is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether a PNG or TIFF has more than 8 bits a channel, of which PIL drops the low ones where it has colours."""
+    """Whether a file has more than 8 bits a channel, of which PIL keeps 8 where it has colours, without saying so."""
     if image.format == "PNG":
         return data[24] > 8  # of the IHDR chunk, which is the first in every PNG
+    if image.format == "JPEG2000":  # ITU-T T.800, A.5.1: the marker SIZ, 36 bytes, the channels, 3 bytes for each
+        at = data.find(b"\xff\x4f\xff\x51") + 40
+        channels = int.from_bytes(data[at : at + 2], "big")
+        return any((data[at + 2 + 3 * channel] & 127) >= 8 for channel in range(channels))  # the bits, less 1
     return image.format == "TIFF" and max(image.tag_v2.get(BITS, (8,))) > 8
 
 

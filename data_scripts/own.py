@@ -19,7 +19,7 @@ class OwnBuilder(SegmentationBuilder):
     """Base of the builders of people's own data; `listing.options` are the keys of data.custom."""
 
     mapping: ClassVar[str] = "data.custom.label_mapping"
-    VERSION = datasets.Version("1.1.0")  # raise it when a check is added: what was built before it is built again
+    VERSION = datasets.Version("1.2.0")  # raise it when a check is added: what was built before it is built again
 
     def check_counts(self, counts: Mapping[str, Counts]) -> None:
         custom = Custom(**self.listing.options)

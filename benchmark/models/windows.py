@@ -8,7 +8,7 @@ The rules are those of Kerssies et al., "How to Benchmark Vision Foundation Mode
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -48,14 +48,29 @@ def rgb_tensor(image: Image.Image | np.ndarray) -> Tensor:
 def check_depth(image: Image.Image) -> None:
     """Raise ModelError where an image has more than 8 bits a channel.
 
-    PIL opens 16-bit RGB as mode RGB and keeps the high bytes. What it is going to read tells, until it has been read.
+    PIL opens 16-bit RGB as mode RGB and keeps 8 bits of it. What it is going to read tells, until it has been read.
     """
-    deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    tiles = [tile[3] for tile in getattr(image, "tile", ())]
+    deep = any(";16" in str(tile) for tile in tiles)
+    if image.format == "PPM":
+        deep = any(type(tile) is tuple and tile[1] > 255 for tile in tiles)  # a mode and the largest value
+    if image.format == "JPEG2000" and tiles:
+        deep = _is_deep_jpeg2000(image.fp)
     if image.mode not in IMAGE_MODES or deep:
         raise ModelError(
             f"An image of mode {image.mode} has more than 8 bits a channel, whose range is not known: convert it to 8 "
             "bits a channel."
         )
+
+
+def _is_deep_jpeg2000(file: BinaryIO) -> bool:
+    """ITU-T T.800, A.5.1: after the marker SIZ and 36 bytes, the number of channels and 3 bytes for each."""
+    place = file.tell()
+    file.seek(0)
+    _, _, size = file.read().partition(b"\xff\x4f\xff\x51")
+    file.seek(place)
+    end = 38 + 3 * int.from_bytes(size[36:38], "big")
+    return any((bits & 127) >= 8 for bits in size[38:end:3])  # of a channel, less 1
 
 
 def resize_to_cover(image: Tensor, crop_size: Sequence[int]) -> Tensor:

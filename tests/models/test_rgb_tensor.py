@@ -11,6 +11,8 @@ from PIL import Image
 from benchmark.data.transforms import DecodeError, decode_image
 from benchmark.models.windows import ModelError, rgb_tensor
 from benchmark.prediction.inputs import open_image
+from data_scripts.errors import DatasetError
+from data_scripts.images import check_image
 
 
 def png16(pixels: np.ndarray) -> bytes:
@@ -35,6 +37,38 @@ def tiff16(pixels: np.ndarray) -> bytes:
     tags = b"".join(struct.pack("<HHII", tag, 4, 3 if tag == 258 else 1, value) for tag, value in entries)
     tags = tags.replace(struct.pack("<HHII", 258, 4, 3, bits), struct.pack("<HHII", 258, 3, 3, bits))
     return b"II*\0" + struct.pack("<IH", 8, 10) + tags + struct.pack("<IHHH", 0, 16, 16, 16) + data
+
+
+def ppm16(pixels: np.ndarray) -> bytes:
+    height, width, _ = pixels.shape
+    return b"P6 %d %d 65535\n" % (width, height) + pixels.astype(">u2").tobytes()
+
+
+def test_a_ppm_of_16_bits_is_refused(tmp_path):
+    (tmp_path / "image.ppm").write_bytes(ppm16(np.random.default_rng(0).integers(0, 4096, (8, 9, 3))))
+    with pytest.raises(ModelError, match="more than 8 bits a channel"):
+        open_image(tmp_path / "image.ppm")
+    Image.new("RGB", (9, 8), "red").save(tmp_path / "image.ppm")
+    assert rgb_tensor(open_image(tmp_path / "image.ppm"))[0].min() == 255
+
+
+@pytest.mark.parametrize("bare", [False, True])  # a codestream without a container
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_jpeg_2000_of_more_than_8_bits_is_refused(mode, bare):
+    """PIL writes 8 bits alone: here one channel's depth is written over, at which readers look."""
+    stream = io.BytesIO()
+    Image.new(mode, (8, 8), "red").save(stream, "JPEG2000", no_jp2=bare)
+    data = bytearray(stream.getvalue())
+    assert rgb_tensor(Image.open(io.BytesIO(data)))[0].min() > 250
+    assert check_image(bytes(data), "image").height == 8
+    channel = data.index(b"\xff\x4f\xff\x51") + 42 + 3 * 1
+    assert data[channel] == 8 - 1
+    data[channel] = 12 - 1
+    assert Image.open(io.BytesIO(data)).mode == mode
+    with pytest.raises(ModelError, match="more than 8 bits a channel"):
+        rgb_tensor(Image.open(io.BytesIO(data)))
+    with pytest.raises(DatasetError, match="more than 8 bits a channel"):
+        check_image(bytes(data), "image")
 
 
 @pytest.mark.parametrize(("write", "channels"), [(png16, 3), (png16, 2), (tiff16, 3)])
