@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmark.data.step_plan import MicroBatches, StepPlan, sample_index
 from benchmark.data.transforms import DecodeError, decode_annotation, decode_image, training_sample
-from benchmark.data.workers import outlive_signals
+from benchmark.data.workers import blocked_signals, outlive_signals
 from benchmark.errors import ProcessError
 from benchmark.models.errors import ModelError
 from benchmark.models.windows import resize_to_cover
@@ -140,7 +140,9 @@ def _load(samples: Dataset, num_workers: int, **batching) -> Iterator[dict[str, 
         generator=torch.Generator(),  # of the workers' seeds: not from the state that the model draws from
         **batching,
     )
-    for batch in loader:
+    with blocked_signals():
+        batches = iter(loader)
+    for batch in batches:
         # A worker returns an error as it returns a sample: one that it raises would arrive as a traceback's text.
         if isinstance(batch, SampleError):
             raise batch

@@ -4,12 +4,16 @@ import gc
 import io
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from launching import ROOT
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
@@ -247,3 +251,33 @@ def test_a_row_whose_bytes_changed_is_not_decoded(tmp_path):
 
 
 EVALUATION = {"crop_size": CROP_SIZE, "rank": 0, "world_size": 1, "num_workers": 0}
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="Linux alone tells who sent a signal")
+def test_workers_outlive_signals_to_the_group_though_torch_has_threads():
+    """Ctrl-C of a sweep and Slurm signal every process of a run; only the one that trains is to act."""
+    script = (
+        "import os, signal, subprocess, time, torch\n"
+        "from benchmark.data.loaders import _load\n"
+        "from benchmark.data.workers import SIGNALS\n"
+        "received = []\n"
+        "for number in SIGNALS:\n"
+        "    signal.signal(number, lambda number, _: received.append(number))\n"
+        "torch.set_num_threads(2)\n"
+        "for count, _ in enumerate(_load(range(200), 1, batch_size=None)):\n"
+        "    if count in (20, 40, 60, 80):\n"
+        "        command = ['kill', f'-{SIGNALS[count // 20 - 1]}', '--', f'-{os.getpgid(0)}']\n"
+        "        subprocess.run(command, start_new_session=True)\n"
+        "        time.sleep(0.2)\n"
+        "print(count, sorted(received) == sorted(SIGNALS))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "199 True\n", done.stderr
