@@ -273,13 +273,15 @@ def _group(runs: Sequence[Trained], notes: list[str]) -> list[Group]:
     groups = []
     for setting in dict.fromkeys(key[0] for key in by_key):
         same = [group for key, group in by_key.items() if key[0] == setting]
+        same.sort(key=lambda group: -len(group.runs))  # what a setting lacks is missing in its largest group
         for number, group in enumerate(same):
             group.setting = setting if number == 0 else f"{setting} ({number + 1})"
             _name_apart(group)
         if len(same) > 1:
+            encoders = "; ".join(f"{group.setting} has {', '.join(group.encoders)}" for group in same)
             notes.append(
                 f"{len(same)} tables are called {setting}, because their runs must not be compared: they differ in "
-                f"{'; '.join(key_differences(same)) or 'their protocol'}."
+                f"{'; '.join(key_differences(same)) or 'their protocol'}. {encoders}."
             )
         groups += same
     return groups

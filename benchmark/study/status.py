@@ -1,7 +1,7 @@
 """Where a study's runs stand, from their folders alone, whatever trains them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,14 @@ def run_status(folder: Path) -> Status:
         state = FAILED if failure else RUNNING if is_owned(folder) else WAITING
         return Status(state, sentence=failure)
     try:
-        train = yaml.safe_load((folder / RECIPE).read_text())["train"]
+        recipe = yaml.safe_load((folder / RECIPE).read_text())
+        train, val = recipe["train"], recipe["data"]["val"]
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return Status(FAILED, sentence=f"{folder / RECIPE} is damaged: remove the folder.")
     steps, lines = train["steps"], _last_lines(folder / METRICS)
     step = max((line["step"] for line in lines), default=0)
-    score = _last(lines, lambda tag: tag.startswith("val/") and tag.endswith("/mean_iou"))
-    speed = _last(lines, lambda tag: tag == "speed/images_per_second")
+    score = _last(lines, "val/mean_iou" if len(val) == 1 else f"val/{val[0]}/mean_iou")
+    speed = _last(lines, "speed/images_per_second")
     seconds = (steps - step) * train["global_batch_size"] / speed if speed else None
     state = RUNNING if is_owned(folder) else FAILED if failure else INTERRUPTED
     return Status(state, step, steps, score, seconds, None if state == RUNNING else failure)
@@ -81,13 +82,9 @@ def _last_lines(file: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
 
-def _last(lines: Sequence[dict[str, Any]], wanted: Callable[[str], bool]) -> float | None:
-    """The first wanted number of the last line that has one: of several datasets that of the first."""
-    for line in reversed(lines):
-        for tag, value in line.items():
-            if wanted(tag) and value is not None:
-                return value
-    return None
+def _last(lines: Sequence[dict[str, Any]], tag: str) -> float | None:
+    """The number of the last line that has one."""
+    return next((line[tag] for line in reversed(lines) if line.get(tag) is not None), None)
 
 
 def failure_file(folder: Path) -> Path:

@@ -20,7 +20,7 @@ with open(journal, "a") as file:
 folder.mkdir(parents=True, exist_ok=True)
 lock = open(folder / ".lock", "a")  # noqa: SIM115
 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-(folder / "recipe.yaml").write_text("train: {steps: 10, global_batch_size: 4}\n")
+(folder / "recipe.yaml").write_text("data: {val: [shapes]}\ntrain: {steps: 10, global_batch_size: 4}\n")
 
 
 def save(*_):

@@ -97,12 +97,34 @@ def test_means_over_different_classes_are_not_ranked_silently(tmp_path):
     for setting in report["settings"]:
         even = setting["setting"] != "uneven"
         assert all((row["best_probability"] is not None) == even for row in setting["rows"])
-        assert [row["rank_set"] == [1, 3] for row in setting["rows"]] == [not even] * 3
+        for sets in (setting["rows"], [row["metrics"]["mean_boundary_iou"] for row in setting["rows"]]):
+            assert [ranked["rank_set"] == [1, 3] for ranked in sets] == [not even] * 3
+        assert all(row["metrics"]["pixel_accuracy"]["rank_set"] != [1, 3] for row in setting["rows"])
         assert any(pair["sure"] for pair in setting["differences"]) == even
     assert all((pair["tau"] is None) == ("uneven" in (pair["a"], pair["b"])) for pair in report["pairs"])
     assert "a scores highest" in told["uneven"] and "over different classes: see the notes" in told["uneven"]
     for setting in ("all", "none"):
         assert re.search("b is the best .*, beyond noise", told[setting])
+
+
+def test_a_run_of_another_recipe_does_not_take_a_settings_name_and_missing_runs(tmp_path):
+    """`a`, the first by name, was trained with another batch; `d` is not finished."""
+    lines = [
+        {"setting": "cheap", "encoder": name, "seed": 0, "folder": f"{name}-seed0", "arguments": []} for name in "abcd"
+    ]
+    for name, skill in {"a": 0.9, "b": 0.8, "c": 0.6}.items():
+        flags = ["--model.encoder", name, "--output.setting", "cheap"]
+        flags += ["--train.global_batch_size", "32"] * (name == "a")
+        write_run(tmp_path / f"{name}-seed0", [QUICK], flags, skill)
+    (tmp_path / "study.json").write_text(json.dumps({"name": "tiny", "cells": lines}))
+    report = build_report(collect([tmp_path]), draws=300)
+    first, second = report["settings"]
+    assert (first["setting"], [row["encoder"] for row in first["rows"]]) == ("cheap", ["b", "c"])
+    assert (second["setting"], [row["encoder"] for row in second["rows"]]) == ("cheap (2)", ["a"])
+    assert "d" in [run["encoder"] for run in first["missing"]] and not second["missing"]
+    assert "No run is finished of" in report["answer"][0] and report["answer"][0].endswith(" d.")
+    (note,) = [note for note in report["notes"] if "tables are called" in note]
+    assert note.endswith("train.global_batch_size (16, 32). cheap has b, c; cheap (2) has a.")
 
 
 @pytest.mark.parametrize(
