@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from benchmark.models.errors import ModelError
 from data_scripts.errors import DatasetError
 from data_scripts.report import printable_lines
 
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class UserError(Exception):
@@ -44,10 +45,12 @@ def as_sentence(error: BaseException | None) -> str | None:
 def exit_with_one_sentence() -> Iterator[None]:
     """Turn an error that the user can fix into its sentence on stderr and exit status 2.
 
-    Of several processes on a machine, which fail alike, the first one prints it.
+    Of several processes on a machine, which fail alike, the first one prints it. Ctrl-C is no error either.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if as_sentence(error) is None:
             raise

@@ -101,6 +101,29 @@ def test_an_unknown_encoder_names_the_nearest_before_a_dataset_is_built(tiny, tm
     assert "vit_base_patch14_dinov2" in sentence_of(flags)
 
 
+def test_a_checkpoint_that_is_not_there_is_told_before_a_dataset_is_built(tiny, tmp_path):
+    flags = [*tiny, "--data.train", "camvid", "--data.root", str(tmp_path / "empty")]
+    assert "There is no checkpoint" in sentence_of([*flags, "--model.checkpoint", "gone.pth"])
+
+
+def test_a_later_recipe_does_not_silently_replace_ones_own_data(tiny):
+    sentence = sentence_of([*tiny, "--data.custom.train_images", "photos"])
+    assert "data.custom describes data of your own, but data.train is shapes" in sentence
+
+
+def test_a_place_for_results_that_cannot_be_is_told_before_anything_is_scored(tmp_path):
+    with pytest.raises(UserError, match="is a folder: name a file in it"):
+        main(["evaluate", "--model", "nothing", "--output", str(tmp_path)])
+    with pytest.raises(UserError, match="no model folder nothing"):
+        main(["evaluate", "--model", "nothing", "--output", str(tmp_path / "new" / "scores.json")])
+    assert (tmp_path / "new").is_dir()
+
+
+def test_ctrl_c_is_no_traceback():
+    with pytest.raises(SystemExit, match=r"^130$"), exit_with_one_sentence():
+        raise KeyboardInterrupt
+
+
 def test_a_dataset_that_is_not_there_names_the_nearest(tiny):
     assert "camvid" in sentence_of([*tiny, "--data.train", "camvd"])
 

@@ -27,6 +27,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_recipe(required=False, keys=("data.", "train.precision", "train.compile", "train.eval_batch_size"))
     parser.add_argument("--output", help="a file for the results as JSON")
     args, overrides = parser.parse_known_args(arguments)
+    if args.output:
+        if Path(args.output).is_dir():
+            raise UserError(f"--output {args.output} is a folder: name a file in it.")
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     from benchmark.export.onnx_model import load_any
     from benchmark.reporting.run_folder import RECIPE, find_in_run
 

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--jobs is for CPUs and --gpus_per_run for GPUs: leave one out.")
     missing, faults = check(study, args.gpus_per_run or 1)
     if not args.no_prepare and args.launcher != "hf_jobs":
+        faults |= compare([cell for cell in study.cells if cell not in faults and cell not in missing])
         faults |= prepare(missing)
         missing = [cell for cell in missing if cell not in faults]
     tell_faults(faults, missing, note=args.launcher != "print")
@@ -103,6 +104,33 @@ def check(study: Study, processes: int) -> tuple[list[Cell], dict[Cell, str]]:
         else:
             missing.append(cell)
     return missing, faults
+
+
+def compare(cells: Sequence[Cell]) -> dict[Cell, str]:
+    """Which finished runs have scores that do not hold for the data that are there now, and why."""
+    from accelerate import PartialState
+
+    from benchmark.recipe.identity import identity
+    from benchmark.reporting.run_folder import RunFolder
+    from benchmark.training.datasets import prepare_datasets
+    from benchmark.training.loop import check_data
+    from data_scripts.archive import MissingArchive
+
+    found: dict[str, Any] = {}
+
+    def check_cell(cell: Cell) -> None:
+        recipe, folder = cell.recipe, RunFolder(cell.folder, identity(cell.recipe))
+        if (data := repr(recipe.data)) not in found:
+            try:
+                found[data] = prepare_datasets(recipe, PartialState())
+            except MissingArchive as error:
+                print(f"The data of {cell.name} could not be compared: {error}")
+                found[data] = None
+        results = folder.finished_results("auto")
+        if found[data] and results:
+            check_data(found[data], recipe.data.train, folder, results)
+
+    return {cell: sentence for cell in cells if (sentence := _fault(check_cell, cell))}
 
 
 def prepare(cells: Sequence[Cell]) -> dict[Cell, str]:

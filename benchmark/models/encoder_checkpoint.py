@@ -104,11 +104,16 @@ def _flatten(weights: Mapping[str, object], prefix: str = "") -> Iterator[tuple[
             yield f"{prefix}{key}", value
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def check_checkpoint(path: Path) -> None:
+    """Raise ModelError where there is no such file."""
     if not path.is_file():
         raise ModelError(
             f"There is no checkpoint {path}; give model.checkpoint the path of a .safetensors or .pth file."
         )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    check_checkpoint(path)
     try:
         return load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch's reader raises almost anything on a damaged file

@@ -109,6 +109,9 @@ def load_study(
         for key in given
         if key in OWN
     ]
+    faults += ["--model.encoder would make all encoders one: name encoders in the study file."] * (
+        "model.encoder" in given
+    )
     reader = _Reader(file, faults)
     encoders = reader.recipes("encoders", content.get("encoders", {}))
     seeds = reader.seeds("seeds", content.get("seeds", [0]))

@@ -33,7 +33,8 @@ from benchmark.training.lora import add_adapters
 from benchmark.training.memory import explain_out_of_memory, memory_advice, plan_without_trial
 from benchmark.training.optim import build_optimizer, set_learning_rates
 from benchmark.training.step import Step
-from data_scripts.preparation import PreparedDataset, class_names
+from data_scripts.custom import Custom
+from data_scripts.preparation import OWN, PreparedDataset, class_names
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,14 @@ def check_model(recipe: Recipe) -> tuple[int, int]:
 
     Raises:
         ModelError: the recipe asks for an encoder or a head that does not exist, or that cannot be as it says.
+        UserError: it describes data of one's own and trains on others.
     """
+    data = recipe.data
+    if data.custom != Custom() and not {data.train, *data.val} & set(OWN):
+        raise UserError(
+            f"data.custom describes data of your own, but data.train is {data.train} and data.val {data.val}: leave "
+            "out the recipe that names these, or data.custom."
+        )
     with without_memory():
         model = untrained_model(recipe)
         if recipe.model.lora_rank:

@@ -54,13 +54,17 @@ class Progress:
     eval_seconds: float = 0.0
     best: float = -1.0  # the best mIoU so far, of the first validation dataset
     best_step: int = 0
-    digest: str = ""  # of the training data
+    digests: dict[str, str] = field(default_factory=dict)  # of the content of the datasets, by their names
     scaler: dict = field(default_factory=dict)  # of fp16's gradients
 
     @classmethod
     def from_json(cls, data: bytes) -> "Progress":
-        """What state.json holds; older files say `reported`, and have losses without parts."""
+        """What state.json holds; older files say `reported`, have losses without parts and one digest, of the training
+        data, whose name here is "".
+        """
         saved = json.loads(data)
+        if "digest" in saved:
+            saved["digests"] = {"": saved.pop("digest")}
         if "reported" in saved:
             saved["logged_step"] = saved.pop("reported")
         saved["losses"] = [loss if isinstance(loss, dict) else {"loss": loss} for loss in saved["losses"]]

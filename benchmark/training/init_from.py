@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmark.errors import UserError
-from benchmark.models.encoder_checkpoint import download_weights, fill_encoder
+from benchmark.models.encoder_checkpoint import check_checkpoint, download_weights, fill_encoder
 from benchmark.models.modeling import SegmentationModel
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.hub import find_model_folder
@@ -15,7 +15,7 @@ from benchmark.reporting.model_folder import load_model
 
 
 def fetch_weights(recipe: Recipe) -> None:
-    """Put the weights that the recipe starts from into the cache, where they come from the network.
+    """Put the weights that the recipe starts from into the cache, where they come from the network; a file is there.
 
     Raises:
         ModelError, UserError: there are none, or they cannot be fetched.
@@ -23,7 +23,9 @@ def fetch_weights(recipe: Recipe) -> None:
     if recipe.model.init_from:
         if not Path(recipe.model.init_from).exists():
             find_model_folder(recipe.model.init_from)
-    elif recipe.model.pretrained and not recipe.model.checkpoint:
+    elif recipe.model.checkpoint:
+        check_checkpoint(Path(recipe.model.checkpoint))
+    elif recipe.model.pretrained:
         download_weights(recipe.model.encoder)
 
 

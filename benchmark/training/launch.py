@@ -28,7 +28,6 @@ from benchmark.errors import UserError
 from benchmark.recipe.schema import Recipe
 from benchmark.reporting.tracking import check_trackers
 from benchmark.training.cpu import set_up_cpu
-from benchmark.training.memory import plan_without_trial
 from data_scripts.tables import format_table
 
 Result = TypeVar("Result")
@@ -43,7 +42,6 @@ def start_processes(recipe: Recipe) -> Accelerator:
     transformers.utils.logging.disable_progress_bar()
     check_trackers(recipe.output.trackers)
     world_size = int(os.environ.get("WORLD_SIZE", 1))
-    plan_without_trial(recipe.train.global_batch_size, world_size, recipe.train.micro_batch_size)
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if recipe.train.precision == "fp16" and on_cpu:
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32 on a CPU.")

@@ -2,10 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-
-from accelerate import Accelerator
 
 from benchmark.data.loaders import copied_ahead, training_loader
 from benchmark.errors import UserError, as_sentence, report_error
@@ -26,13 +25,14 @@ from benchmark.training.checkpoint import (
     save_checkpoint,
 )
 from benchmark.training.datasets import prepare_datasets
+from benchmark.training.init_from import fetch_weights
 from benchmark.training.launch import describe_processes, num_workers, on_main_process, start_processes
 from benchmark.training.losses import Losses
-from benchmark.training.memory import explain_out_of_memory, plan_steps
+from benchmark.training.memory import explain_out_of_memory, plan_steps, plan_without_trial
 from benchmark.training.preemption import Preempted, Preemption
 from benchmark.training.step import Step, is_due
+from data_scripts.archive import MissingArchive
 from data_scripts.counts import CONTENT
-from data_scripts.errors import DatasetError
 from data_scripts.preparation import PreparedDataset
 from data_scripts.report import format_report
 
@@ -45,13 +45,21 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     Args:
         resume: "auto" continues the run that the run folder holds, "never" wants an empty one.
     """
+    plan_without_trial(  # which stops where the processes do not divide the batch
+        recipe.train.global_batch_size, int(os.environ.get("WORLD_SIZE", 1)), recipe.train.micro_batch_size
+    )
     accelerator = start_processes(recipe)
     folder = RunFolder(Path(str(recipe.output.dir)), identity(recipe))
     if finished := folder.finished_results(resume):
-        check_data(recipe, accelerator, folder, finished)
+        try:
+            check_data(prepare_datasets(recipe, accelerator), recipe.data.train, folder, finished)
+        except MissingArchive as error:
+            accelerator.print(f"The data of {folder} could not be compared: {error}")
         accelerator.print(f"{score_table(finished)}\n{folder} was finished before; nothing was changed.")
         return finished
     counts = build.check_model(recipe)
+    if not list_checkpoints(folder / CHECKPOINTS):
+        fetch_weights(recipe)  # before datasets are built, which may take an hour
     pusher = build.build_pusher(recipe, accelerator, folder)
     with closing(folder), Preemption(accelerator, folder / PREEMPTED) as preemption:
         datasets = prepare_datasets(recipe, accelerator)
@@ -67,7 +75,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
         workers = num_workers(recipe.data.num_workers, accelerator.device)
         say("\n".join([*origins, describe_processes(accelerator, plan, recipe.train.precision, workers)]))
         step = build.build_step(recipe, model, plan, accelerator)
-        progress = load_progress(checkpoint, step, datasets[recipe.data.train], folder)
+        progress = load_progress(checkpoint, step, recipe.data.train, datasets, folder)
         del checkpoint  # which holds all weights and moments
         reporter = build.build_reporter(recipe, accelerator, folder, datasets, step.config, counts, progress, pusher)
         losses = Losses(accelerator, datasets[recipe.data.train].splits["train"], plan, recipe.seed)
@@ -222,22 +230,30 @@ def save(recipe: Recipe, step: Step, losses: Losses, progress: Progress, folder:
     )
 
 
-def load_progress(checkpoint: Checkpoint | None, step: Step, dataset: PreparedDataset, folder: RunFolder) -> Progress:
+def load_progress(
+    checkpoint: Checkpoint | None, step: Step, train: str, datasets: Mapping[str, PreparedDataset], folder: RunFolder
+) -> Progress:
     """Load weights and moments, and return what the run has done; a new run's progress without a checkpoint.
 
+    Args:
+        train: the training dataset's name.
+        datasets: those of training and of validation, by name.
+
     Raises:
-        UserError: the checkpoint was trained on other data.
+        UserError: the checkpoint was trained or scored on other data.
     """
-    digest = dataset.fingerprint["digest"]
+    digests = {name: dataset.fingerprint["digest"] for name, dataset in datasets.items()}
     if checkpoint is None:
-        return Progress(digest=digest)
+        return Progress(digests=digests)
     progress = load_checkpoint(checkpoint, step.accelerator, step.model, step.optimizer.optimizer, step.average)
-    if progress.digest != digest and progress.digest.startswith(CONTENT):
-        raise UserError(
-            f"{folder} was trained on other files of {dataset.name} than data.root holds now: "
-            "restore the former ones or name another output.dir."
-        )
-    progress.digest = digest  # an older version knew its archives' indexes alone
+    for name, digest in digests.items():
+        then = progress.digests.get(name) or (progress.digests.get("", "") if name == train else "")
+        if then != digest and then.startswith(CONTENT):  # an older version knew its archives' indexes alone
+            raise UserError(
+                f"{folder} was {'trained' if name == train else 'scored'} on other files of {datasets[name].name} than "
+                "data.root holds now: restore the former ones or name another output.dir."
+            )
+    progress.digests = digests
     if progress.scaler:
         step.accelerator.scaler.load_state_dict(progress.scaler)
     if step.accelerator.is_main_process:
@@ -245,18 +261,17 @@ def load_progress(checkpoint: Checkpoint | None, step: Step, dataset: PreparedDa
     return progress
 
 
-def check_data(recipe: Recipe, accelerator: Accelerator, folder: RunFolder, results: dict) -> None:
+def check_data(datasets: Mapping[str, PreparedDataset], train: str, folder: RunFolder, results: dict) -> None:
     """Say that the scores of a finished run do not hold for the data that are there now.
+
+    Args:
+        datasets: by name, as they are now.
+        train: the training dataset's name.
 
     Raises:
         UserError: a dataset is not the one that was trained or scored on.
     """
-    try:
-        datasets = prepare_datasets(recipe, accelerator)
-    except (DatasetError, UserError) as error:
-        accelerator.print(f"The data of {folder} could not be compared: {error}")
-        return
-    then = {recipe.data.train: results["dataset_fingerprint"]}
+    then = {train: results["dataset_fingerprint"]}
     then |= {name: scores["fingerprint"] for name, scores in results["datasets"].items()}
     for name, fingerprint in then.items():
         now = datasets[name].fingerprint["digest"]

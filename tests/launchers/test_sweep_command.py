@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from PIL import Image
 
 from benchmark.__main__ import main
 from benchmark.commands.sweep import check
-from benchmark.errors import UserError
+from benchmark.errors import UserError, as_sentence
 from benchmark.study.status import log_file
 from benchmark.study.study import load_study
 from benchmark.training.launch import num_cores
@@ -64,6 +65,41 @@ def test_a_sweep_with_a_failure_and_its_report(study, tmp_path, capfd):
     page = (tmp_path / "runs" / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3
     assert "wrong.safetensors" in page
+
+
+def test_a_finished_run_whose_data_changed_is_a_fault(tiny, tmp_path, cache_dir, capsys):
+    for number in range(4):
+        for place, mode, color in (("images", "RGB", (number, 0, 0)), ("labels", "L", number % 2)):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.new(mode, (70, 60), color).save(tmp_path / place / f"{number}.png")
+    custom = "{train_images: images, train_labels: labels, val_share: 0.5, split_seed: 1, classes: [a, b]}"
+    data = f"{{data.train: folder, data.val: [folder], data.root: {tmp_path}, data.custom: {custom}}}"
+    (tmp_path / "own.yaml").write_text(
+        f"encoders: {{a: [{{model.encoder: test_vit}}]}}\nsettings: {{one: [tiny.yaml, {data}]}}\n"
+    )
+    command = ["sweep", str(tmp_path / "own.yaml"), "--output_dir", str(tmp_path / "runs"), "--train.steps", "1"]
+    command += ["--data.cache_dir", str(cache_dir)]
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main(command)
+    for number in range(4):
+        Image.new("L", (70, 60), 1 - number % 2).save(tmp_path / "labels" / f"{number}.png")
+    with pytest.raises(UserError, match=r"one/a-seed0: .* was finished on other files of folder"):
+        main(command)
+
+
+def test_what_would_fail_later_is_a_fault_now(study, tmp_path, capfd):
+    """A checkpoint that is not there, one encoder for all, and a place that is a file."""
+    (tmp_path / "s.yaml").write_text(STUDY.replace("wrong.safetensors", str(tmp_path / "gone.safetensors")))
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main([*study, "--launcher", "print"])
+    assert "one/bad-seed0: There is no checkpoint" in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"--model\.encoder would make all encoders one"):
+        main([*study, "--model.encoder", "test_vit2"])
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(OSError) as place:
+        main(study)
+    assert "cannot be read or written" in as_sentence(place.value)
 
 
 def test_faults_are_told_before_anything_starts(study, tmp_path):

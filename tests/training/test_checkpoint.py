@@ -236,6 +236,8 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 
 def test_progress_is_kept_whole():
     told = {name: value + 3 if isinstance(value, int | float) else value for name, value in asdict(Progress()).items()}
-    told |= {"losses": [{"loss": 1.5}], "digest": "content-a", "scaler": {"scale": 2.0}, "step": 7}
+    told |= {"losses": [{"loss": 1.5}], "digests": {"shapes": "content-a"}, "scaler": {"scale": 2.0}, "step": 7}
     progress = Progress.from_json(json.dumps(told).encode())
     assert asdict(progress) == told | {"saved_step": 7}
+    older = {key: value for key, value in told.items() if key != "digests"} | {"digest": "content-b"}
+    assert Progress.from_json(json.dumps(older).encode()).digests == {"": "content-b"}

@@ -22,6 +22,7 @@ from benchmark.errors import UserError
 from benchmark.reporting.run_folder import read_results
 from benchmark.training.datasets import prepare_dataset
 from benchmark.training.loop import train
+from data_scripts import class_names
 from data_scripts.errors import DatasetError
 
 CLASSES = ["ground", "thing", "never"]
@@ -91,11 +92,31 @@ def test_a_finished_run_whose_data_changed_does_not_print_its_score(own, tmp_pat
     with pytest.raises(UserError, match=r"was finished on other files of folder .*its scores do not hold"):
         train(parse(own))
     assert "mean IoU" not in capsys.readouterr().out
+    whole = file.read_bytes()
+    file.write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"6\.png .* is no readable"):
+        train(parse(own))
+    file.write_bytes(whole)
     (tmp_path / "run/results.json").unlink()
     file = tmp_path / "train/labels/0.png"
     Image.fromarray(np.asarray(Image.open(file)) * 0 + 1).save(file)
     with pytest.raises(UserError, match="was trained on other files of folder"):
         train(parse(own))
+
+
+def test_validation_data_that_changed_are_refused_when_a_run_resumes(own, tmp_path):
+    """The best score so far, and the curve, would be those of other labels."""
+    classes = json.dumps(list(class_names("shapes")))
+    arguments = [*own, "--data.train", "shapes", "--data.val", "[folder, shapes]", "--train.steps", "4"]
+    arguments += ["--data.custom.classes", classes, "--data.custom.allow_absent", classes]
+    arguments += ["--train.eval_every", "2", "--train.checkpoint_every", "2"]
+    train(parse(arguments))
+    for name in ("results.json", "model_best/chosen.json"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    file = tmp_path / "val/labels/6.png"
+    Image.fromarray(np.asarray(Image.open(file)) * 0 + 1).save(file)
+    with pytest.raises(UserError, match="was scored on other files of folder"):
+        train(parse(arguments))
 
 
 def test_an_image_that_evaluation_would_refuse_is_found_before_training(own, tmp_path):

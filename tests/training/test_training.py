@@ -354,9 +354,10 @@ def test_what_another_process_trained_while_a_run_started_is_not_lost(tiny, tmp_
 
 
 def test_a_resume_loads_no_pretrained_weights_and_reads_its_checkpoint_once(tiny, tmp_path, monkeypatch):
-    from benchmark.training import build
+    from benchmark.training import build, loop
 
-    loaded = []
+    loaded, fetched = [], []
+    monkeypatch.setattr(loop, "fetch_weights", lambda _: fetched.append(len(loaded)))
     monkeypatch.setattr(build, "load_encoder_weights", lambda *_, **options: loaded.append(options))
     flags = [*tiny, "--model.pretrained", "true", "--train.keep_checkpoints", "1"]
     train(parse(flags))
@@ -365,7 +366,7 @@ def test_a_resume_loads_no_pretrained_weights_and_reads_its_checkpoint_once(tiny
     read, original = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or original(path))
     train(parse(flags))
-    assert len(loaded) == 1
+    assert len(loaded) == 1 and fetched == [0]
     assert sorted(name for name in read if name.startswith(("model.s", "optimizer", "state"))) == [
         "model.safetensors",
         "model.safetensors",  # of the model that is saved again, for its sums
