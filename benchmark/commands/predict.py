@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     from benchmark.prediction.inputs import find_inputs, is_video
     from benchmark.prediction.video import check_video
 
-    files = find_inputs(args.inputs)
+    files = find_inputs(args.inputs, Path(args.output))
     if any(map(is_video, files.values())):
         check_video()
     if "torch" not in sys.modules:

@@ -13,11 +13,15 @@ from benchmark.errors import UserError
 from data_scripts.archive import is_system_file
 from data_scripts.folder import IMAGE_ENDINGS
 
+FOLDERS = ("labels", "overlays")  # of the predictions
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 
 
-def find_inputs(names: Sequence[str]) -> dict[str, Path]:
+def find_inputs(names: Sequence[str], output: Path) -> dict[str, Path]:
     """The files that files, folders (their images, however deep) and patterns name.
+
+    Args:
+        output: the folder of the predictions; what a former run left in it is no input, unless it is named as a file.
 
     Returns:
         Each file by a name for its output that no other has: its path without its ending, below the folder that was
@@ -33,13 +37,15 @@ def find_inputs(names: Sequence[str]) -> dict[str, Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
             inside = [file for file in inside if not is_system_file(file.relative_to(path).as_posix())]
+            inside = [file for file in inside if not _is_prediction(file, output)]
             if not inside:
                 raise UserError(f"The folder {name} holds no images ({', '.join(IMAGE_ENDINGS)}): name another one.")
             bases.append(path.absolute())
         elif path.is_file():
             inside = [path]
         else:
-            inside = sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())
+            matches = map(Path, sorted(glob.glob(name, recursive=True)))
+            inside = [file for file in matches if file.is_file() and not _is_prediction(file, output)]
             if not inside:
                 raise UserError(f"There is no image {name}: name a file, a folder or a pattern that fits some.")
         if not path.is_dir():
@@ -53,6 +59,10 @@ def find_inputs(names: Sequence[str]) -> dict[str, Path]:
     }
     # a.jpg, a.png and a.jpg.png: the last would take the first one's name
     return named if len(named) == len(found) else {str(path): file for file, path in relative.items()}
+
+
+def _is_prediction(file: Path, output: Path) -> bool:
+    return any(file.resolve().is_relative_to((output / name).resolve()) for name in FOLDERS)
 
 
 def is_video(file: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark.errors import UserError
-from benchmark.prediction.inputs import open_image
+from benchmark.prediction.inputs import FOLDERS, open_image
 from benchmark.prediction.video import Frame, VideoWriter
 from benchmark.reporting.pictures import blend, class_shares, draw_labels, legend, overlay
 
@@ -29,7 +29,7 @@ class Outputs:
         self.count, self.totals = 0, np.zeros(len(classes))
         self.video: tuple[str, VideoWriter] | None = None
         try:
-            for name in ("labels", "overlays"):
+            for name in FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
             self.stream = (folder / "shares.csv").open("w", newline="")
         except OSError as error:

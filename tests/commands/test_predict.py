@@ -80,28 +80,45 @@ def test_what_prepare_takes_is_taken_and_what_it_skips_is_skipped(model, tmp_pat
     for name in ("a.jfif", "b.jp2", ".hidden/d.png", "._a.png"):
         image.save(folder / name, format="JPEG" if name.endswith("jfif") else None)
     image.save(folder / "e.gif", save_all=True, append_images=[Image.effect_noise((33, 70), 80)])
-    assert set(find_inputs([str(folder)])) == {"a", "b", "e"}
+    assert set(find_inputs([str(folder)], tmp_path / "out")) == {"a", "b", "e"}
     with pytest.raises(SystemExit, match=r"^1$"):
         main(["--model", str(model), str(folder), "--output", str(tmp_path / "out"), "--device", "cpu"])
     printed = capsys.readouterr()
     assert "2 image(s)" in printed.out and "e.gif was left out: It holds 2 pictures: save the one" in printed.err
 
 
+@pytest.mark.parametrize("place", [".", "predictions"])
+def test_what_a_former_run_wrote_is_no_input(model, photos, place):
+    (photos / "text.jpg").unlink()
+    arguments = ["--model", str(model), str(photos), "--output", str(photos / place), "--device", "cpu"]
+    main(arguments)
+    shares = (photos / place / "shares.csv").read_text()
+    assert shares.count("\n") == 5
+    main(arguments)
+    assert (photos / place / "shares.csv").read_text() == shares
+    labels = photos / place / "labels"
+    assert set(find_inputs([f"{photos}/**/*.png"], photos / place)) == {"a", "deep/b", "pixel"}
+    assert len(find_inputs([str(labels / "a.png.png")], photos / place)) == 1  # what is named is meant
+
+
 def test_files_and_patterns_name_images_once_and_apart(photos):
-    found = find_inputs([str(photos / "*.png"), str(photos / "a.jpg"), str(photos / "a.png")])
+    output = photos / "predictions"
+    found = find_inputs([str(photos / "*.png"), str(photos / "a.jpg"), str(photos / "a.png")], output)
     assert {name: file.name for name, file in found.items()} == {
         "a.png": "a.png",
         "a.jpg": "a.jpg",
         "pixel": "pixel.png",
     }
     (photos / "a.jpg.png").write_bytes((photos / "a.png").read_bytes())
-    assert set(find_inputs([str(photos / "a.*")])) == {"a.png", "a.jpg", "a.jpg.png"}
-    found = find_inputs([str(photos / "**" / "b.png")])
+    assert set(find_inputs([str(photos / "a.*")], output)) == {"a.png", "a.jpg", "a.jpg.png"}
+    found = find_inputs([str(photos / "**" / "b.png")], output)
     assert {name: file.name for name, file in found.items()} == {"b": "b.png"}
     (photos / "a.jpg").unlink()
     for file in photos.glob("*.*"):
         file.unlink()
-    assert set(find_inputs([str(photos)])) == {"deep/b"}  # a folder's own tree, though all is in one branch of it
+    assert set(find_inputs([str(photos)], output)) == {
+        "deep/b"
+    }  # a folder's own tree, though all is in one branch of it
 
 
 def test_a_videos_frames_are_labelled_as_images_and_keep_their_times(model, tmp_path, capsys):

@@ -70,7 +70,7 @@ def draw_images(folder, sizes):
     for number, (width, height) in enumerate(sizes):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return find_inputs([str(folder)])
+    return find_inputs([str(folder)], folder / "out")
 
 
 def agreement(folder, file, images, tmp_path):
