@@ -8,6 +8,7 @@ or a HuggingFace dataset: look at it, write a recipe that trains on it, and draw
 """
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ PLACES = ["train_images", "train_labels", "val_images", "val_labels", "path", "c
 COLUMNS = ["train_split", "val_split", "image_column", "label_column"]
 # The keys that flags of the command or its guesses decide.
 DRAFTED = ["data.train", "data.val", "data.root", *(CUSTOM + key for key in PLACES + COLUMNS)]
+WRITTEN = "Written by `python -m benchmark prepare`."  # in the recipe and the sheet
 SHEET_PAIRS = 12  # images on the sheet
 
 
@@ -78,8 +80,11 @@ def draft(args, asked: Mapping[str, Any]) -> None:
     from data_scripts.inspection.draft_recipe import draft_recipe, fitting_crop
 
     output, dataset = Path(args.output), "hub" if args.hub else "folder"
-    if output.exists():
-        raise UserError(f"{output} is there already: name another file with --output, or remove it.")
+    if output.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--output {output} is a recipe: let its name end in .yaml.")
+    for file in (output, _sheet(output)):
+        if file.exists() and not _is_sheet(file):
+            raise UserError(f"{file} is there already: name another file with --output, or remove it.")
     keys = {key.removeprefix("data."): value for key, value in asked.items() if not key.startswith(CUSTOM)}
     custom_keys = {key.removeprefix(CUSTOM): value for key, value in asked.items() if key.startswith(CUSTOM)}
     with Reader() as reader:
@@ -123,6 +128,22 @@ def _look_at_hub(args) -> tuple:
     return inspect_hub(path, args.hub_config, share=args.val_share)
 
 
+def _sheet(output: Path) -> Path:
+    """Where the pictures lie that show a recipe's data."""
+    return output.with_suffix(".jpg")
+
+
+def _is_sheet(file: Path) -> bool:
+    """Whether a file is a sheet that was written before."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.info.get("comment") == WRITTEN.encode()
+    except OSError:
+        return False
+
+
 def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
     """Write the sheet and the recipe, if training takes it, and print the next command."""
     if found.problems:
@@ -131,12 +152,12 @@ def _write(output: Path, found, data: dict, notes: Sequence[str]) -> None:
         )
     _check(found, data)
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet = output.with_suffix(".jpg")
+    sheet = _sheet(output)
     _draw_sheet(sheet, found, data["custom"])
     output.write_text(_recipe_text(output, data, notes), encoding="utf-8")
     print(f"\nThe recipe is {output}; look at {sheet}: colours must lie on what they name. Then train with\n")
-    print(f"accelerate launch --quiet train.py --recipe {output} recipes/cpu.yaml")
-    print(f"accelerate launch --quiet train.py --recipe {output} recipes/encoders/dinov2_base.yaml   # on a GPU")
+    command = f"accelerate launch --quiet train.py --recipe {shlex.quote(str(output))}"
+    print(f"{command} recipes/cpu.yaml\n{command} recipes/encoders/dinov2_base.yaml   # on a GPU")
 
 
 def _check(found, data: Mapping[str, Any]) -> None:
@@ -185,6 +206,11 @@ def _print_found(found, custom) -> None:
         print(f"{split}: {len(pairs):,} pairs, such as {' and '.join(map(str, names))}")
         if left_out := found.unpaired.get(split):
             print(f"{split}: {left_out:,} file(s) without a partner left out, because of data.allow_partial")
+    if found.turned:
+        print(
+            f"turned by EXIF: {len(found.turned):,} image(s), such as {found.read(found.turned[0]).image_name}. Pixels "
+            "and labels are taken as they are stored: look at these, which the sheet shows first"
+        )
     (height, width), count = found.sizes.most_common(1)[0]
     print(f"sizes: {len(found.sizes)}, most often {width}x{height} ({count:,} images)")
     print(f"labels: {STORED.get(found.kind, 'masks of 0 and 255')}")
@@ -203,8 +229,8 @@ def _recipe_text(file: Path, data: dict, notes: Sequence[str]) -> str:
     comments = "\n".join(f"# {note}" for note in notes)
     text = yaml.safe_dump({"data": data}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
     return (
-        f"# accelerate launch --quiet train.py --recipe {file} recipes/encoders/dinov2_base.yaml\n"
-        f"# Written by `python -m benchmark prepare`.\n{comments}\n{text}"
+        f"# accelerate launch --quiet train.py --recipe {shlex.quote(str(file))} recipes/encoders/dinov2_base.yaml\n"
+        f"# {WRITTEN}\n{comments}\n{text}"
         "model: {encoder: vit_base_patch14_dinov2.lvd142m, head: linear, patch_size: 16}\n"
         "train: {steps: 4000, eval_every: 500}\n"
     )
@@ -224,8 +250,10 @@ def _draw_sheet(file: Path, found, custom: dict) -> None:
     parsed = parse_custom(custom)
     rule, pairs = parsed.rule(), found.pairs["train"]
     panels = []
-    for number in range(min(SHEET_PAIRS, len(pairs))):
-        sample = found.read(pairs[number * len(pairs) // min(SHEET_PAIRS, len(pairs))])
+    count = min(SHEET_PAIRS, len(pairs))
+    spread = [pairs[number * len(pairs) // count] for number in range(count)]
+    for chosen in list(dict.fromkeys([*found.turned[: SHEET_PAIRS // 2], *spread]))[:SHEET_PAIRS]:
+        sample = found.read(chosen)
         photo = Image.open(io.BytesIO(sample.image)).convert("RGB")
         labels = rule(stored_labels(sample, rule.colors)).labels
         drawn = overlay(photo, labels, parsed.classes, parsed.palette())
@@ -235,4 +263,4 @@ def _draw_sheet(file: Path, found, custom: dict) -> None:
         pair.paste(drawn, (drawn.width, 0))
         pair.thumbnail((900, 900))
         panels.append(np.asarray(pair))
-    Image.fromarray(stack_panels(panels)).save(file, quality=88)
+    Image.fromarray(stack_panels(panels)).save(file, quality=88, comment=WRITTEN)

@@ -36,6 +36,7 @@ class Found:
         values: pixels of each stored value (a packed colour where `kind` is colors), over all pairs.
         values_of: the values of each of `pairs`.
         sizes: how many images have each (height, width).
+        turned: those of `pairs` whose image is to be turned by its EXIF, which nothing does.
         unpaired: by split, files that are left out because they have no partner.
         problems: files that cannot be used, as sentences.
         names: class names by stored value, where a palette or a file has them; `names_from` says which.
@@ -49,6 +50,7 @@ class Found:
     values: Counter[int] = field(default_factory=Counter)
     values_of: dict[Any, frozenset[int]] = field(default_factory=dict)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    turned: list[Any] = field(default_factory=list)
     unpaired: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
@@ -104,6 +106,8 @@ class Found:
         if raw.shape != (info.height, info.width):
             self.problems.append(wrong_size(pair, raw, info))
         self.sizes[info.height, info.width] += 1
+        if info.turned:
+            self.turned.append(sample)
         return self._count(raw, sample)
 
     def _count(self, raw: np.ndarray, sample: Any) -> Counter[int]:

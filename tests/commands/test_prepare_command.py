@@ -1,6 +1,7 @@
 """From folders as people have them to a recipe that trains at once."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from launching import ROOT, parse
-from PIL import Image
+from PIL import ExifTags, Image
 
 from benchmark.__main__ import main
 from benchmark.errors import UserError, as_sentence
@@ -311,6 +312,45 @@ def test_a_recipe_that_is_there_is_kept(tmp_path):
     with pytest.raises(UserError, match="is there already: name another file"):
         prepare(tmp_path, tmp_path)
     assert (tmp_path / "my.yaml").read_text() == "mine"
+
+
+def test_a_picture_of_ones_own_is_kept_and_a_sheet_is_drawn_again(tmp_path):
+    for number in range(3):
+        plain_ids(tmp_path / "a", number)
+    photo(0).save(tmp_path / "my.jpg")
+    with pytest.raises(UserError, match=r"my\.jpg is there already: name another file"):
+        prepare(tmp_path, tmp_path / "a")
+    (tmp_path / "my.jpg").unlink()
+    for _ in range(2):
+        prepare(tmp_path, tmp_path / "a")
+        (tmp_path / "my.yaml").unlink()
+    with pytest.raises(UserError, match=r"let its name end in \.yaml"):
+        main(["prepare", "--images", "a", "--labels", "b", "--output", str(tmp_path / "q.jpg")])
+
+
+def test_images_that_exif_turns_are_told_and_shown_first(tmp_path, capsys):
+    """Upside down: no size tells that the labels were drawn on the turned image."""
+    for number in range(40):
+        plain_ids(tmp_path / "a", number)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    dark = Image.new("RGB", SIZE[::-1], (0, 0, 90))
+    dark.save(tmp_path / "a/images/33.jpg", exif=exif)
+    prepare(tmp_path, tmp_path / "a")
+    assert "turned by EXIF: 1 image(s), such as 33.jpg in " in capsys.readouterr().out
+    sheet = np.asarray(Image.open(tmp_path / "my.jpg")).astype(int)
+    assert (abs(sheet[5:30, 5:30] - [0, 0, 90]) < 12).all()
+
+
+def test_the_next_command_can_be_pasted_whatever_the_name(tmp_path, capsys):
+    for number in range(3):
+        plain_ids(tmp_path / "a", number)
+    output = tmp_path / "my data.yaml"
+    images, labels = str(tmp_path / "a/images"), str(tmp_path / "a/labels")
+    main(["prepare", "--images", images, "--labels", labels, "--output", str(output)])
+    for text in (capsys.readouterr().out, output.read_text()):
+        line = next(line for line in text.splitlines() if "accelerate launch" in line)
+        assert str(output) in shlex.split(line)
 
 
 def test_three_faults_are_said_in_one_run(tmp_path):
