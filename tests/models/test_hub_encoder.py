@@ -61,6 +61,22 @@ def test_it_is_the_model_that_timm_makes_of_the_repository(weights):
         assert torch.equal(encoder(images), oracle.forward_features(images)[:, oracle.num_prefix_tokens :])
 
 
+def test_it_has_no_dropout_whatever_the_repository_says(online):
+    """It would draw other numbers after a resume, and for another micro batch."""
+    rates = {
+        "drop_path_rate": 0.3,
+        "drop_rate": 0.1,
+        "proj_drop_rate": 0.1,
+        "attn_drop_rate": 0.1,
+        "pos_drop_rate": 0.1,
+    }
+    publish(online, CONFIG | {"model_args": ARGUMENTS | rates})
+    encoder = Encoder(NAME, (96, 96), 8).train()
+    images = torch.randn(2, 3, 96, 96)
+    assert torch.equal(encoder(images), encoder(images))
+    assert encoder.source["model_args"] == ARGUMENTS
+
+
 def test_its_positions_are_resampled_where_a_crop_that_is_not_square_has_as_many(weights):
     encoder = Encoder(NAME, (64, 144), 8)
     load_encoder_weights(encoder)
