@@ -73,7 +73,7 @@ def folders(tmp_path):
             id2label=dict(enumerate(CLASSES)),
             label2id={name: c for c, name in enumerate(CLASSES)},
         )
-        paths.append(tmp_path / head)
+        paths.append(tmp_path / head / "model")  # as every run calls its own
         save_model(paths[-1], config, SegmentationModel(config).state_dict())
     return paths
 
