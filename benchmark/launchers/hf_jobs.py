@@ -13,7 +13,13 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, get_token, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 from benchmark.errors import UserError
 from benchmark.launchers.local import launch_options
@@ -42,6 +48,7 @@ def submit(study: Study, cells: Sequence[Cell], options: Mapping[str, str], gpus
     api = HfApi()
     try:
         namespace = chosen["namespace"] or api.whoami()["name"]
+        _check_repositories([_repository(namespace, study, cell) for cell in study.cells])
         waiting = [cell for cell in cells if not _fetch(cell, _repository(namespace, study, cell))]
         jobs = api.list_jobs(status=["SCHEDULING", "RUNNING"], labels={"study": study.name}, namespace=namespace)
         running = {(job.labels or {}).get("run") for job in jobs}
@@ -121,6 +128,20 @@ def _code(source: str | None) -> tuple[str, str]:
 
 def _repository(namespace: str, study: Study, cell: Cell) -> str:
     return f"{namespace}/{study.name}-{cell.setting}-{cell.encoder}-seed{cell.seed}"
+
+
+def _check_repositories(names: Sequence[str]) -> None:
+    """Raise UserError where runs share a repository, or one's name is none that the Hub can have."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"Two runs would be pushed to {name}: rename a setting or an encoder of the study.")
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            raise UserError(
+                f"{name} is no name for a repository on the Hub: use letters, digits, '-', '_' and '.' in the names of "
+                "the study, its settings and its encoders, at most 96 in all."
+            ) from None
 
 
 def _fetch(cell: Cell, repository: str) -> bool:

@@ -173,7 +173,7 @@ class LocalSweep:
             self.say(f"{cell.name}: finished")
         elif self.signals or marked >= 0:
             again = not self.signals
-            self.say(f"{cell.name}: interrupted at step {max(marked, 0):,}")
+            self.say(f"{cell.name}: interrupted" + (f" at step {marked:,}" if marked >= 0 else ""))
         else:
             note_failure(cell.folder, failure_sentence(cell.folder))
             self.say(f"{cell.name}: failed, see {log_file(cell.folder)}")

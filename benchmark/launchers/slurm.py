@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def write_job(
     script = folder / "job.sh"
     script.write_text(
         SCRIPT.format(
-            header="\n".join(["#SBATCH --requeue", *(f"#SBATCH --{key}={value}" for key, value in header.items())]),
+            header="\n".join(["#SBATCH --requeue", *(f"#SBATCH --{k}={_quoted(v)}" for k, v in header.items())]),
             environment="export " + " ".join(f"{name}={value}" for name, value in GRACE.items()),
             script=shlex.quote(os.path.abspath(script)),
             directory=shlex.quote(os.getcwd()),
@@ -122,6 +123,13 @@ def write_job(
         )
     )
     return script
+
+
+def _quoted(value: str) -> str:
+    """An option's value as a line of #SBATCH reads it: a space would end it, and # would begin a comment."""
+    if re.fullmatch(r"[\w@%+=:,./~\[\]-]*", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:

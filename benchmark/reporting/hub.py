@@ -130,6 +130,8 @@ def publish_space(name: str, title: str, files: Mapping[str, str]) -> str:
     content = {**files, "index.html": files["report.html"], "README.md": card}
     operations = [CommitOperationAdd(path, text.encode()) for path, text in content.items() if path != "report.html"]
     try:
+        if name.count("/") != 1:
+            raise HFValidationError
         HfApi().create_repo(name, repo_type="space", space_sdk="static", exist_ok=True)
         HfApi().create_commit(name, operations, repo_type="space", commit_message="The report")
     except HFValidationError:
@@ -193,6 +195,8 @@ class Pusher:
         if get_token() is None:
             raise UserError(f"A push to {self.repo_id} needs a login to the Hub: run 'hf auth login', or do not push.")
         try:
+            if self.repo_id.count("/") != 1:
+                raise HFValidationError
             self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
             self.created = True
         except HFValidationError:

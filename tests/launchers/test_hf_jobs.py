@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+import yaml
 from hub_server import TOKEN
 from launching import ROOT, parse
 from synthetic_runs import write_run
@@ -42,6 +43,21 @@ def test_each_run_is_one_job_that_trains_its_recipe_and_pushes_it(jobs_hub, tmp_
     assert (recipe.output.hub_model_id, recipe.output.hub_private) == ("user/tiny-linear-vit-seed1", True)
     assert recipe.model == study.cells[1].recipe.model
     assert TOKEN not in job["command"][2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "encoders", "told"),
+    [(("a", "a-b"), ("b-c", "c"), "Two runs would be pushed to"), (("a+b",), ("c",), "is no name for a repository")],
+)
+def test_runs_have_a_repository_each_before_any_job_starts(jobs_hub, tmp_path, settings, encoders, told):
+    tiny = yaml.safe_load(STUDY.read_text())
+    setting, encoder = [str(ROOT / "recipes" / "quickstart.yaml")], tiny["encoders"]["vit"]
+    tiny |= {"settings": dict.fromkeys(settings, setting), "encoders": dict.fromkeys(encoders, encoder), "seeds": [0]}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tiny))
+    study = load_study(tmp_path / "own.yaml", folder=tmp_path / "runs")
+    with pytest.raises(UserError, match=told):
+        hf_jobs.submit(study, study.cells[:1], OPTIONS, None)
+    assert not jobs_hub.jobs
 
 
 def test_what_runs_or_was_pushed_is_not_started_again(jobs_hub, tmp_path, capsys):

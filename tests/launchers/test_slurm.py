@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 
@@ -52,6 +53,20 @@ def test_the_script_is_bash_and_asks_for_what_was_said(study, tmp_path):
         assert words[words.index("--recipe") :][: len(cell.arguments)] == cell.arguments
         assert folder == str(cell.folder)
         assert words[words.index("--num_processes") + 1] == "2"
+
+
+def test_values_with_spaces_and_quotes_are_one_argument(study, tmp_path):
+    """Slurm's reader ends an argument at a space outside of quotes, and takes what follows a backslash as it is."""
+    folder = tmp_path / 'a b\'c "d" #1'
+    folder.mkdir()
+    options = {"comment": "it's mine", "gres": "gpu:a100:1,tmp:10G", "partition": "gpu"}
+    header = write_job(folder, study, study.cells, options, 1).read_text().splitlines()
+    header = [line.removeprefix("#SBATCH ") for line in header if line.startswith("#SBATCH ")]
+    assert "--gres=gpu:a100:1,tmp:10G" in header and "--partition=gpu" in header
+    read = [re.fullmatch(r'(--[\w-]+)(?:=(?:"((?:[^"\\]|\\.)*)"|([^\s"\'\\#]*)))?', line) for line in header]
+    assert all(read)
+    values = {match[1]: match[3] if match[2] is None else re.sub(r"\\(.)", r"\1", match[2]) for match in read}
+    assert values["--comment"] == "it's mine" and values["--output"] == f"{folder}/%A_%a.log"
 
 
 @pytest.mark.parametrize(

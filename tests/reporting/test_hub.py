@@ -173,6 +173,8 @@ def test_missing_permission_to_push_is_an_error_before_training(online, tmp_path
 
 
 def test_an_invalid_repository_name_is_an_error(online, tmp_path):
+    with pytest.raises(UserError, match="must be user/name, not mine"):
+        Pusher("mine", private=False, folder=tmp_path)
     with pytest.raises(UserError, match="must be user/name, not a/b/c"):
         Pusher("a/b/c", private=False, folder=tmp_path)
 
