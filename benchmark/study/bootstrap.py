@@ -7,7 +7,7 @@ change is added as normal noise. All draws with one number, whatever the model o
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import chi2
@@ -48,17 +48,53 @@ class SeedNoise:
 
 
 @dataclass(frozen=True)
+class ImageNoise:
+    """What images alone add to the draws of a setting's models.
+
+    Attributes:
+        deviations: (models, draws), times the small-sample factor.
+        widening: (draws,), sqrt(nu / chi2_nu), which the draws hold once for all models.
+        degrees_of_freedom: nu.
+        seed: of further draws of chi2_nu.
+    """
+
+    deviations: np.ndarray
+    widening: np.ndarray
+    degrees_of_freedom: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Scores:
-    """The models of one setting: mean scores over seeds (models,), and joint draws (models, draws) around them."""
+    """The models of one setting: mean scores over seeds (models,), and joint draws (models, draws) around them.
+
+    Without `images` the draws hold no uncertainty of the images' variance.
+    """
 
     encoders: tuple[str, ...]
     scores: np.ndarray
     draws: np.ndarray
+    images: ImageNoise | None = None
 
     def of(self, encoders: Sequence[str]) -> "Scores":
         """Those of some encoders, in that order."""
         rows = [self.encoders.index(encoder) for encoder in encoders]
-        return Scores(tuple(encoders), self.scores[rows], self.draws[rows])
+        images = self.images and replace(self.images, deviations=self.images.deviations[rows])
+        return Scores(tuple(encoders), self.scores[rows], self.draws[rows], images)
+
+    def pair_deviations(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """How far draws of the differences score[first] - score[second] lie from these: (pairs, draws).
+
+        Each pair has a chi2 of its own in place of the one of all models. The images' variance of a pair is estimated
+        from that pair: where images are few, some of many estimates are too small, and one chi2 would not know.
+        """
+        deviations = self.draws[first] - self.draws[second] - (self.scores[first] - self.scores[second])[:, None]
+        if self.images is not None:
+            degrees, shape = self.images.degrees_of_freedom, deviations.shape
+            own = np.sqrt(degrees / generator(self.images.seed, "image variance of pairs").chisquare(degrees, shape))
+            of_images = self.images.deviations[first] - self.images.deviations[second]
+            deviations += (own - self.images.widening) * of_images
+        return deviations
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
@@ -239,11 +275,12 @@ def setting_scores(
     every = [run for runs in models.values() for run in runs]
     factor, degrees = (np.mean([getattr(run, name) for run in every]) for name in ("factor", "degrees_of_freedom"))
     chances = generator(seed, "image variance", dataset).random(len(noise.scale))
-    widening = factor * np.sqrt(degrees / chi2.ppf(chances, degrees))
+    widening = np.sqrt(degrees / chi2.ppf(chances, degrees))
     scores = np.array([np.mean([run.score for run in runs]) for runs in models.values()])
-    draws = np.empty((len(models), len(noise.scale)))
-    for row, score, (encoder, runs) in zip(draws, scores, models.items(), strict=True):
+    draws, deviations = np.empty((2, len(models), len(noise.scale)))
+    for row, deviation, score, (encoder, runs) in zip(draws, deviations, scores, models.items(), strict=True):
         images = np.mean([run.draws for run in runs], axis=0)
+        deviation[:] = factor * (images - images.mean())
         normal = generator(seed, "seeds", setting, encoder).standard_normal(len(row))
-        row[:] = score + widening * (images - images.mean()) + normal * noise.scale / np.sqrt(len(runs))
-    return Scores(tuple(models), scores, draws)
+        row[:] = score + widening * deviation + normal * noise.scale / np.sqrt(len(runs))
+    return Scores(tuple(models), scores, draws, ImageNoise(deviations, widening, float(degrees), seed))

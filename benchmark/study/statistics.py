@@ -73,13 +73,15 @@ def sure_wins(models: Scores) -> np.ndarray:
 
     It does where the difference exceeds q standard errors; q is the 95 % quantile over draws of the largest
     |deviation| / standard error over all pairs. (Mogstad, Romano, Shaikh and Wilhelm, Review of Economic Studies 2023.)
+    In these deviations the images' variance of each pair is uncertain by itself, see `Scores.pair_deviations`.
     """
     count = len(models.scores)
     beats: np.ndarray = np.zeros((count, count), bool)
     if count > 1:
         first, second = np.triu_indices(count, 1)
         difference = models.scores[first] - models.scores[second]
-        margin = _margin(models.draws[first] - models.draws[second] - difference[:, None])
+        errors = (models.draws[first] - models.draws[second]).std(axis=1)
+        margin = _margin(models.pair_deviations(first, second), errors)
         beats[first, second], beats[second, first] = difference > margin, -difference > margin
     return beats
 
@@ -182,9 +184,8 @@ def pareto_front(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return ~(as_good & better).any(axis=0)
 
 
-def _margin(deviations: np.ndarray) -> np.ndarray:
-    """What no row's |deviation| (rows, draws) exceeds in 95 % of draws, in proportion to its standard deviation."""
-    errors = deviations.std(axis=1)
+def _margin(deviations: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """What no row's |deviation| (rows, draws) exceeds in 95 % of draws, in proportion to its standard error (rows,)."""
     moving = errors > 0  # the same runs twice, or a model and itself, do not move
     if not moving.any():
         return np.zeros(len(errors))

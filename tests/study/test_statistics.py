@@ -31,6 +31,7 @@ from benchmark.study.statistics import (
     ranks,
     score_intervals,
     seed_summary,
+    sure_wins,
 )
 
 MANY = 1e9  # degrees of freedom: the images' variance is known
@@ -250,6 +251,25 @@ def test_rank_sets_by_hand():
     assert rank_sets(models([0.5])).tolist() == [[1, 1]]
     assert rank_sets(models([0.5, 0.5, 0.6], sd=0)).tolist() == [[2, 3], [2, 3], [1, 1]]  # the same run twice
     assert rank_sets(models([0.5, 0.51, 0.52], sd=0.1)).tolist() == [[1, 3]] * 3
+
+
+def test_equal_models_are_seldom_ranked_where_few_images_hold_a_class():
+    """Three classes in 3 of 100 images each: one chi2 for all pairs ranks some pair in 20 % of such studies."""
+    wrong, studies = 0, 0
+    for number in range(150):
+        random = np.random.default_rng(number)
+        sizes = random.lognormal(0, 0.8, (100, 3)) * (random.random((100, 3)) < 0.03)
+        sizes = sizes[:, sizes.any(axis=0)]
+        if sizes.size == 0 or small_sample(sizes)[1] < 2:
+            continue
+        weights, hard = image_weights("few", 100, 500, number), random.normal(0, 0.12, (100, 1))
+        equal = {}
+        for name in "abcdef":
+            right = np.clip(0.6 + hard + random.normal(0, 0.07, sizes.shape), 0.01, 0.99)
+            equal[name] = [draw_run(right * sizes, (2 - right) * sizes, weights)]
+        wrong += sure_wins(setting_scores("one", equal, seed_noise([], 500), "few", number)).any()
+        studies += 1
+    assert studies > 100 and wrong / studies < 0.13, (wrong, studies)
 
 
 def test_rank_sets_need_more_than_one_pairs_margin():
