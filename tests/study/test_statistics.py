@@ -254,9 +254,9 @@ def test_rank_sets_by_hand():
 
 
 def test_equal_models_are_seldom_ranked_where_few_images_hold_a_class():
-    """Three classes in 3 of 100 images each: one chi2 for all pairs ranks some pair in 20 % of such studies."""
+    """Three classes in 3 of 100 images each: one chi2 for all pairs ranks some pair in 19 % of such studies."""
     wrong, studies = 0, 0
-    for number in range(150):
+    for number in range(400):
         random = np.random.default_rng(number)
         sizes = random.lognormal(0, 0.8, (100, 3)) * (random.random((100, 3)) < 0.03)
         sizes = sizes[:, sizes.any(axis=0)]
@@ -269,7 +269,7 @@ def test_equal_models_are_seldom_ranked_where_few_images_hold_a_class():
             equal[name] = [draw_run(right * sizes, (2 - right) * sizes, weights)]
         wrong += sure_wins(setting_scores("one", equal, seed_noise([], 500), "few", number)).any()
         studies += 1
-    assert studies > 100 and wrong / studies < 0.13, (wrong, studies)
+    assert studies > 300 and wrong / studies < 0.12, (wrong, studies)
 
 
 def test_rank_sets_need_more_than_one_pairs_margin():
