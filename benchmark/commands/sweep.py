@@ -124,7 +124,7 @@ def compare(cells: Sequence[Cell]) -> dict[Cell, str]:
             try:
                 found[data] = prepare_datasets(recipe, PartialState())
             except MissingArchive as error:
-                print(f"The data of {cell.name} could not be compared: {error}")
+                print(f"The data of {cell.name} could not be compared: {error}", file=sys.stderr)
                 found[data] = None
         results = folder.finished_results("auto")
         if found[data] and results:
