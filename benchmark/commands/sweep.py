@@ -128,7 +128,7 @@ def compare(cells: Sequence[Cell]) -> dict[Cell, str]:
                 found[data] = None
         results = folder.finished_results("auto")
         if found[data] and results:
-            check_data(found[data], recipe.data.train, folder, results)
+            check_data("the run", results, recipe.data.train, found[data])
 
     return {cell: sentence for cell in cells if (sentence := _fault(check_cell, cell))}
 

@@ -52,7 +52,7 @@ def train(recipe: Recipe, *, resume: str = "auto") -> dict:
     folder = RunFolder(Path(str(recipe.output.dir)), identity(recipe))
     if finished := folder.finished_results(resume):
         try:
-            check_data(prepare_datasets(recipe, accelerator), recipe.data.train, folder, finished)
+            check_data(str(folder), finished, recipe.data.train, prepare_datasets(recipe, accelerator))
         except MissingArchive as error:
             accelerator.print(f"The data of {folder} could not be compared: {error}")
         accelerator.print(f"{score_table(finished)}\n{folder} was finished before; nothing was changed.")
@@ -261,12 +261,13 @@ def load_progress(
     return progress
 
 
-def check_data(datasets: Mapping[str, PreparedDataset], train: str, folder: RunFolder, results: dict) -> None:
+def check_data(run: str, results: dict, train: str, datasets: Mapping[str, PreparedDataset]) -> None:
     """Say that the scores of a finished run do not hold for the data that are there now.
 
     Args:
-        datasets: by name, as they are now.
+        run: what it is called in the sentence.
         train: the training dataset's name.
+        datasets: by name, as they are now.
 
     Raises:
         UserError: a dataset is not the one that was trained or scored on.
@@ -277,8 +278,8 @@ def check_data(datasets: Mapping[str, PreparedDataset], train: str, folder: RunF
         now = datasets[name].fingerprint["digest"]
         if fingerprint and fingerprint["digest"].startswith(CONTENT) and fingerprint["digest"] != now:
             raise UserError(
-                f"{folder} was finished on other files of {name} than data.root holds now, so its scores do not hold "
-                "for them: name another output.dir to train again, or restore the former files."
+                f"{run} was finished on other files of {name} than data.root holds now, so its scores do not hold "
+                "for them: train again in another folder, or restore the former files."
             )
 
 
