@@ -121,6 +121,11 @@ def is_deep(image: Image.Image, data: bytes) -> bool:
         at = data.find(b"\xff\x4f\xff\x51") + 40
         channels = int.from_bytes(data[at : at + 2], "big")
         return any((data[at + 2 + 3 * channel] & 127) >= 8 for channel in range(channels))  # the bits, less 1
+    if image.format == "AVIF":
+        # AV1-ISOBMFF, 2.3: the second bit of the third byte in a picture's av1C box says 10 or 12 bits.
+        header = data.partition(b"mdat")[0]
+        boxes = (header if b"av1C" in header else data).split(b"av1C")[1:]
+        return any(box[2] & 0x40 for box in boxes if len(box) > 2)
     return image.format == "TIFF" and max(image.tag_v2.get(BITS, (8,))) > 8
 
 

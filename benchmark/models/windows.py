@@ -8,7 +8,7 @@ The rules are those of Kerssies et al., "How to Benchmark Vision Foundation Mode
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,8 +54,11 @@ def check_depth(image: Image.Image) -> None:
     deep = any(";16" in str(tile) for tile in tiles)
     if image.format == "PPM":
         deep = any(type(tile) is tuple and tile[1] > 255 for tile in tiles)  # a mode and the largest value
-    if image.format == "JPEG2000" and tiles:
-        deep = _is_deep_jpeg2000(image.fp)
+    if image.format in ("JPEG2000", "AVIF") and tiles:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        deep = _is_deep_jpeg2000(image.fp.read()) if image.format == "JPEG2000" else _is_deep_avif(image.fp.read())
+        image.fp.seek(place)
     if image.mode not in IMAGE_MODES or deep:
         raise ModelError(
             f"An image of mode {image.mode} has more than 8 bits a channel, whose range is not known: convert it to 8 "
@@ -63,12 +66,16 @@ def check_depth(image: Image.Image) -> None:
         )
 
 
-def _is_deep_jpeg2000(file: BinaryIO) -> bool:
+def _is_deep_avif(data: bytes) -> bool:
+    """AV1-ISOBMFF, 2.3: the second bit of the third byte in a picture's av1C box says 10 or 12 bits."""
+    header = data.partition(b"mdat")[0]
+    boxes = (header if b"av1C" in header else data).split(b"av1C")[1:]
+    return any(box[2] & 0x40 for box in boxes if len(box) > 2)
+
+
+def _is_deep_jpeg2000(data: bytes) -> bool:
     """ITU-T T.800, A.5.1: after the marker SIZ and 36 bytes, the number of channels and 3 bytes for each."""
-    place = file.tell()
-    file.seek(0)
-    _, _, size = file.read().partition(b"\xff\x4f\xff\x51")
-    file.seek(place)
+    _, _, size = data.partition(b"\xff\x4f\xff\x51")
     end = 38 + 3 * int.from_bytes(size[36:38], "big")
     return any((bits & 127) >= 8 for bits in size[38:end:3])  # of a channel, less 1
 

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,6 +43,27 @@ def tiff16(pixels: np.ndarray) -> bytes:
 def ppm16(pixels: np.ndarray) -> bytes:
     height, width, _ = pixels.shape
     return b"P6 %d %d 65535\n" % (width, height) + pixels.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_an_avif_of_10_bits_is_refused(bits):
+    stream, pixels = io.BytesIO(), np.full((64, 64, 3), 60_000, np.uint16)
+    with av.open(stream, "w", format="avif") as container:
+        picture = container.add_stream("libsvtav1", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p" if bits == 8 else "yuv420p10le"
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb48le").reformat(format=picture.pix_fmt)
+        for packet in [*picture.encode(frame), *picture.encode()]:
+            container.mux(packet)
+    data = stream.getvalue()
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+    if bits == 8:
+        assert rgb_tensor(Image.open(io.BytesIO(data))).min() > 220
+        assert check_image(data, "image").height == 64
+        return
+    with pytest.raises(ModelError, match="more than 8 bits a channel"):
+        rgb_tensor(Image.open(io.BytesIO(data)))
+    with pytest.raises(DatasetError, match="more than 8 bits a channel"):
+        check_image(data, "image")
 
 
 def test_a_ppm_of_16_bits_is_refused(tmp_path):
