@@ -13,7 +13,7 @@ from benchmark.errors import UserError
 from data_scripts.archive import is_system_file
 from data_scripts.folder import IMAGE_ENDINGS
 
-FOLDERS = ("labels", "overlays")  # of the predictions
+FOLDERS, SHARES = ("labels", "overlays"), "shares.csv"  # of the predictions
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 
 
@@ -62,7 +62,10 @@ def find_inputs(names: Sequence[str], output: Path) -> dict[str, Path]:
 
 
 def _is_prediction(file: Path, output: Path) -> bool:
-    return any(file.resolve().is_relative_to((output / name).resolve()) for name in FOLDERS)
+    """Whether an earlier run wrote a file; where there is no table of its shares, what lies there is not ours."""
+    return (output / SHARES).is_file() and any(
+        file.resolve().is_relative_to((output / name).resolve()) for name in FOLDERS
+    )
 
 
 def is_video(file: Path) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmark.errors import UserError
-from benchmark.prediction.inputs import FOLDERS, open_image
+from benchmark.prediction.inputs import FOLDERS, SHARES, open_image
 from benchmark.prediction.video import Frame, VideoWriter
 from benchmark.reporting.pictures import blend, class_shares, draw_labels, legend, overlay
 
@@ -21,17 +21,21 @@ class Outputs:
         totals: float64 (C,), the sum of their shares in per cent.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or files would be replaced that are no predictions.
     """
 
     def __init__(self, folder: Path, classes: Sequence[str], colors: Sequence[Sequence[int]]):
         self.folder, self.classes, self.colors = folder, classes, colors
         self.count, self.totals = 0, np.zeros(len(classes))
         self.video: tuple[str, VideoWriter] | None = None
+        if not (folder / SHARES).is_file():
+            for place in (folder / name for name in FOLDERS):
+                if place.is_dir() and any(place.iterdir()):
+                    raise UserError(f"{place} holds what `predict` did not write: name another folder with --output.")
         try:
             for name in FOLDERS:
                 (folder / name).mkdir(parents=True, exist_ok=True)
-            self.stream = (folder / "shares.csv").open("w", newline="")
+            self.stream = (folder / SHARES).open("w", newline="")
         except OSError as error:
             raise UserError(f"--output {folder} cannot be written ({error.strerror}): name another folder.") from None
         self.table = csv.writer(self.stream)

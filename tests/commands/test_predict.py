@@ -101,6 +101,16 @@ def test_what_a_former_run_wrote_is_no_input(model, photos, place):
     assert len(find_inputs([str(labels / "a.png.png")], photos / place)) == 1  # what is named is meant
 
 
+@pytest.mark.parametrize("images", ["photos", "photos/labels"])
+def test_label_maps_of_ones_own_are_not_replaced(model, photos, images):
+    (photos / "labels").mkdir()
+    Image.new("L", (32, 32), 1).save(photos / "labels" / "a.png")
+    before = (photos / "labels" / "a.png").read_bytes()
+    with pytest.raises(UserError, match=r"labels holds what `predict` did not write: name another folder"):
+        main(["--model", str(model), str(photos.parent / images), "--output", str(photos), "--device", "cpu"])
+    assert (photos / "labels" / "a.png").read_bytes() == before
+
+
 def test_files_and_patterns_name_images_once_and_apart(photos):
     output = photos / "predictions"
     found = find_inputs([str(photos / "*.png"), str(photos / "a.jpg"), str(photos / "a.png")], output)
