@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 def prepare_datasets(
     recipe: Recipe, accelerator: "Accelerator", names: Sequence[str] | None = None
 ) -> dict[str, PreparedDataset]:
-    """The datasets that the recipe names; the machine's first process builds what is missing, the others wait."""
+    """The datasets that the recipe names; the machine's first process builds what is missing, the others wait.
+
+    What it raises, every process raises.
+    """
     names = list(dict.fromkeys(names or [recipe.data.train, *recipe.data.val]))
-    with accelerator.local_main_process_first():
-        datasets = {name: prepare_dataset(recipe, name) for name in names}
+    if accelerator.num_processes > 1:
+        _build_once(recipe, names, accelerator)
+    datasets = {name: prepare_dataset(recipe, name) for name in names}
     for key, split, needed in (("train", "train", [recipe.data.train]), ("val", "validation", recipe.data.val)):
         for name in names:
             if name in needed and split not in datasets[name].splits:
@@ -34,6 +38,21 @@ def prepare_datasets(
         if datasets[name].classes != classes:
             raise UserError(f"The dataset {name} has other classes than {names[0]}: name one that shares them.")
     return datasets
+
+
+def _build_once(recipe: Recipe, names: Sequence[str], accelerator: "Accelerator") -> None:
+    from accelerate.utils import gather_object
+
+    fault = None
+    if accelerator.is_local_main_process:
+        try:
+            for name in names:
+                prepare_dataset(recipe, name)
+        except Exception as error:
+            fault = error
+    for raised in gather_object([fault]):
+        if raised is not None:
+            raise raised
 
 
 def check_sizes(dataset: PreparedDataset, crop_size: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from benchmark.data.loaders import training_loader
 from benchmark.data.step_plan import StepPlan
 from benchmark.errors import UserError
 from benchmark.reporting.run_folder import read_results
+from benchmark.training import datasets as training_datasets
 from benchmark.training.datasets import prepare_dataset
 from benchmark.training.loop import train
 from data_scripts import class_names
+from data_scripts.archive import MissingArchive
 from data_scripts.errors import DatasetError
 
 CLASSES = ["ground", "thing", "never"]
@@ -207,3 +210,13 @@ def test_pixels_of_more_than_8_bits_are_refused_by_processor_and_predict(own, tm
         main(["predict", "--model", folder, str(tmp_path / "photos"), "--output", str(tmp_path / "out")])
     assert "deep.png was left out: An image of mode I;16 has more than 8 bits" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out/labels") == ["plain.png"]
+
+
+def test_what_the_process_that_builds_raises_every_process_raises(own, monkeypatch):
+    """And none of them builds again, or waits for one that has ended."""
+    built = []
+    monkeypatch.setattr(training_datasets, "prepare_dataset", lambda _, name: built.append(name))
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [MissingArchive("It is gone."), *mine])
+    with pytest.raises(MissingArchive, match="It is gone"):
+        training_datasets.prepare_datasets(parse(own), SimpleNamespace(num_processes=2, is_local_main_process=False))
+    assert not built
