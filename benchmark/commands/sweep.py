@@ -55,7 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("--jobs is for CPUs and --gpus_per_run for GPUs: leave one out.")
     missing, faults = check(study, args.gpus_per_run or 1)
     if not args.no_prepare and args.launcher != "hf_jobs":
-        faults |= compare([cell for cell in study.cells if cell not in faults and cell not in missing])
+        if changed := compare([cell for cell in study.cells if cell not in faults and cell not in missing]):
+            tell_faults(changed, [], note=False)  # before other runs are trained on other data than these
         faults |= prepare(missing)
         missing = [cell for cell in missing if cell not in faults]
     tell_faults(faults, missing, note=args.launcher != "print")
@@ -115,8 +116,9 @@ def compare(cells: Sequence[Cell]) -> dict[Cell, str]:
     from benchmark.training.datasets import prepare_datasets
     from benchmark.training.loop import check_data
     from data_scripts.archive import MissingArchive
+    from data_scripts.errors import DatasetError
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {}  # by the data of a recipe: its datasets, or why there are none
 
     def check_cell(cell: Cell) -> None:
         recipe, folder = cell.recipe, RunFolder(cell.folder, identity(cell.recipe))
@@ -126,6 +128,10 @@ def compare(cells: Sequence[Cell]) -> dict[Cell, str]:
             except MissingArchive as error:
                 print(f"The data of {cell.name} could not be compared: {error}", file=sys.stderr)
                 found[data] = None
+            except (DatasetError, UserError) as error:
+                found[data] = error
+        if isinstance(found[data], Exception):
+            raise found[data]
         results = folder.finished_results("auto")
         if found[data] and results:
             check_data("the run", results, recipe.data.train, found[data])
