@@ -119,6 +119,13 @@ def test_a_place_for_results_that_cannot_be_is_told_before_anything_is_scored(tm
     assert (tmp_path / "new").is_dir()
 
 
+def test_a_file_where_a_folder_is_to_be_is_one_sentence(tmp_path):
+    (tmp_path / "afile").write_text("")
+    with pytest.raises(FileExistsError) as place:
+        (tmp_path / "afile").mkdir()
+    assert "afile cannot be read or written (File exists)" in as_sentence(place.value)
+
+
 def test_ctrl_c_is_no_traceback():
     with pytest.raises(SystemExit, match=r"^130$"), exit_with_one_sentence():
         raise KeyboardInterrupt

@@ -13,7 +13,9 @@ Medians count; the spread is the distance of the quartiles. On a machine that do
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from benchmark.errors import UserError
 from benchmark.recipe.parser import CommandParser, load_recipe, whole_number_above_0
@@ -39,8 +41,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--profile", metavar="FILE", help="of train: write a trace of two steps, for Perfetto")
     args, overrides = parser.parse_known_args(arguments)
-    if args.seconds <= 0:
+    if not 0 < args.seconds < math.inf:
         raise UserError("--seconds must be above 0: leave it out for ten.")
+    if args.profile and args.part not in ("train", "all"):
+        raise UserError(f"throughput {args.part} writes no trace: leave out --profile.")
+    if args.profile and not Path(args.profile).absolute().parent.is_dir():
+        raise UserError(f"--profile {args.profile} cannot be written: make its folder first.")
     if args.part == "loss" and (args.recipe or overrides):
         raise UserError("throughput loss has one setting of its own and takes no recipe: leave it out.")
     if args.part != "loss" and not args.recipe:
