@@ -214,9 +214,8 @@ def _native_model(name: str, source: Mapping[str, Any] | None, cfg: Mapping[str,
 def _native_timm_model(name: str) -> nn.Module:
     known = timm.list_models() + timm.list_pretrained()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        remedy = f"did you mean {' or '.join(nearest)}?" if nearest else "`python -m benchmark encoders` lists many."
-        raise ModelError(f"timm knows no encoder {name!r}; {remedy}")
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or ["one of `python -m benchmark encoders`"]
+        raise ModelError(f"timm knows no encoder {name!r}; did you mean {' or '.join(nearest)}?")
     with without_memory():
         return timm.create_model(name, num_classes=0)
 
@@ -282,7 +281,7 @@ def read_hub_encoder(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Returns:
         The source, of which `Encoder` makes the model without the Hub: {"architecture": timm's name of it,
-        "model_args": keyword arguments, without dropout's}; and timm's pretrained_cfg: mean, std, input_size and more.
+        "model_args": keyword arguments, without dropout's, whose draws no checkpoint has}; and timm's pretrained_cfg.
 
     Raises:
         ModelError: there is no such repository, it is gated, out of reach, or of no model that timm knows.
@@ -298,6 +297,5 @@ def read_hub_encoder(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     if cfg.get("fixed_input_size") and "input_size" in cfg:  # as timm makes the model
         model_args = {"img_size": cfg["input_size"][1:], **model_args}
-    # Dropout would draw from the process's random state, which neither the sample stream nor a checkpoint holds.
     model_args = {key: value for key, value in model_args.items() if not key.endswith(("drop_rate", "drop_path_rate"))}
     return {"architecture": architecture, "model_args": model_args}, cfg

@@ -105,13 +105,10 @@ def load_study(
     faults += [f"'{key}' is not a key of a study: it has {', '.join(KEYS)}." for key in content if key not in KEYS]
     given = [flag[2:].partition("=")[0] for flag in overrides if flag.startswith("--")]
     faults += [
-        f"--{key} is each run's own: remove it (--output_dir names the folder of all, seeds are in the study file)."
+        f"--{key} is each run's own: remove it (--output_dir names all runs' folder, the study has encoders and seeds)."
         for key in given
-        if key in OWN
+        if key in (*OWN, "model.encoder")
     ]
-    faults += ["--model.encoder would make all encoders one: name encoders in the study file."] * (
-        "model.encoder" in given
-    )
     reader = _Reader(file, faults)
     encoders = reader.recipes("encoders", content.get("encoders", {}))
     seeds = reader.seeds("seeds", content.get("seeds", [0]))

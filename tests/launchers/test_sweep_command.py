@@ -94,7 +94,7 @@ def test_what_would_fail_later_is_a_fault_now(study, tmp_path, capfd):
     with pytest.raises(SystemExit, match=r"^1$"):
         main([*study, "--launcher", "print"])
     assert "one/bad-seed0: There is no checkpoint" in capfd.readouterr().err
-    with pytest.raises(UserError, match=r"--model\.encoder would make all encoders one"):
+    with pytest.raises(UserError, match=r"--model\.encoder is each run's own: remove it"):
         main([*study, "--model.encoder", "test_vit2"])
     (tmp_path / "runs").write_text("")
     with pytest.raises(OSError) as place:
